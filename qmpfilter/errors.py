@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every error of qmpfilter, in one tree, split by who is to blame.
+
+::
+
+    QmpfilterError
+    ├── StreamError           the bytes: offset, expected, found
+    │   ├── FramingError      not what the stream format allows at this place
+    │   ├── TruncatedError    the input ended inside something
+    │   ├── LimitError        a length or a count beyond what the parser will hold
+    │   ├── LayoutError       a section disagrees with its known layout or with vmdesc
+    │   ├── UnsupportedError  legal, but nothing that can be read here (TLS, COLO, RDMA ...)
+    │   └── ImageError        the libvirt save image around the stream
+    ├── PolicyError           what the operator asked for forbids it
+    ├── HostError             this machine, its tools, or how the command was called
+    └── BugError              qmpfilter itself
+
+Any other exception that leaves the package is a bug too.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BugError",
+    "FramingError",
+    "HostError",
+    "ImageError",
+    "LayoutError",
+    "LimitError",
+    "PolicyError",
+    "QmpfilterError",
+    "StreamError",
+    "TruncatedError",
+    "UnsupportedError",
+]
+
+_SHOWN_BYTES = 24
+
+
+class QmpfilterError(Exception):
+    """Root of the tree; never raised itself."""
+
+
+class StreamError(QmpfilterError):
+    """The bytes of a migration stream are at fault.
+
+    :param offset: position of the first offending byte, counted from the start of the stream
+    :param expected: what the format demands there, in words
+    :param found: what stands there: raw bytes are shown in hexadecimal, text as it is
+    """
+
+    def __init__(self, offset: int, expected: str, found: bytes | str) -> None:
+        self.offset = offset
+        self.expected = expected
+        self.found = found if isinstance(found, str) else _hexadecimal(found)
+        super().__init__(f"offset {offset:#x}: expected {expected}, found {self.found}")
+
+
+class FramingError(StreamError):
+    """A byte or a field that the stream format does not allow at this place."""
+
+
+class TruncatedError(StreamError):
+    """The input ended inside a header, a record or a section."""
+
+
+class LimitError(StreamError):
+    """A length or a count exceeds what the parser is allowed to hold."""
+
+
+class LayoutError(StreamError):
+    """A section disagrees with its known layout, with its footer, or with vmdesc."""
+
+
+class UnsupportedError(StreamError):
+    """Legal bytes of a kind that cannot be filtered; the message says what to do instead."""
+
+
+class ImageError(StreamError):
+    """The libvirt save image that holds a stream is damaged or incomplete."""
+
+
+class PolicyError(QmpfilterError):
+    """What the operator asked for forbids going on."""
+
+
+class HostError(QmpfilterError):
+    """This machine, its files or tools, or the way the command was called."""
+
+
+class BugError(QmpfilterError):
+    """qmpfilter broke one of its own rules."""
+
+
+def _hexadecimal(data: bytes) -> str:
+    if not data:
+        return "nothing"
+    tail = " ..." if len(data) > _SHOWN_BYTES else ""
+    return data[:_SHOWN_BYTES].hex(" ") + tail

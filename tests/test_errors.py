@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The error tree: its shape is what its module draws, its messages name offset, expected and found."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import pytest
+
+from qmpfilter import errors
+from qmpfilter.errors import FramingError, QmpfilterError, StreamError
+
+
+def test_the_drawing_is_the_tree() -> None:
+    drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
+    classes = [name for name, value in vars(errors).items() if inspect.isclass(value)]
+    assert sorted(["QmpfilterError", *drawn]) == sorted(classes)
+    assert all(issubclass(getattr(errors, name), QmpfilterError) for name in classes)
+    nested = re.findall(r"│   [├└]── (\w+)", errors.__doc__ or "")
+    assert all(issubclass(getattr(errors, name), StreamError) for name in nested)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (b"\x7e\x00", "found 7e 00"),
+        (b"", "found nothing"),
+        (bytes(30), "found " + "00 " * 24 + "..."),
+        ("the end of input", "found the end of input"),
+    ],
+)
+def test_messages_name_offset_expected_and_found(found: bytes | str, said: str) -> None:
+    error = FramingError(0x1234, "a footer", found)
+    assert str(error) == f"offset 0x1234: expected a footer, {said}"
+    assert (error.offset, error.expected) == (0x1234, "a footer")
