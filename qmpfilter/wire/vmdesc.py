@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vmdesc: the JSON text after EOF that names every field of every device section, with its size.
+
+It is the only place where the sizes of device sections stand. The text is kept as it came and is
+edited by splicing at recorded offsets, never by way of a dict: keys may repeat inside one object
+(QEMU 10.2.2 migration/vmstate.c:476-566 calls the writer once per element of a list field).
+
+Sizes follow section 4 of docs/devel/migration: size(vmsd) = sum of field size x array_len, plus
+6 + len(name) + size for each subsection; a field's own size includes its struct's subsections.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from qmpfilter.errors import BugError, LayoutError
+from qmpfilter.wire.vmsd import SubsectionAt, header_size
+
+__all__ = ["Device", "Splice", "Token", "VmDescription", "shape_of", "splice", "tokenize"]
+
+_T = TypeVar("_T")
+
+# An object of the text as its (key, value) pairs in order: keys may repeat.
+Pairs = tuple[tuple[str, Any], ...]
+
+_SPACE: Final = re.compile(rb"[ \t\r\n]*")
+_MAX_SIZE: Final = 1 << 40
+_MAX_DEPTH: Final = 32
+_MAX_NAME: Final = 255
+# Characters of text for each object or list, and for each value: real ones have 48 and 18.
+_MIN_CONTAINER: Final = 16
+_MIN_VALUE: Final = 8
+_FREE_MARKS: Final = 4096
+_TOKEN: Final = re.compile(
+    rb"""[ \t\r\n]*(?:
+        (?P<string>"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")
+      | (?P<number>-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)
+      | (?P<word>true|false|null)
+      | (?P<mark>[][{}:,])
+    )""",
+    re.VERBOSE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One entry of `devices`: a FULL section, in the order of the stream.
+
+    :param start: offset of its ``{`` in the text
+    :param end: offset after its ``}``
+    :param size: bytes of the section between its header and its footer, as the text says
+    """
+
+    name: str
+    instance_id: int
+    start: int
+    end: int
+    size: int
+    pairs: Pairs
+
+
+@dataclass(frozen=True, slots=True)
+class VmDescription:
+    """A parsed vmdesc; `text` is exactly what the stream holds."""
+
+    text: bytes
+    page_size: int
+    devices: tuple[Device, ...]
+
+    @classmethod
+    def parse(cls, text: bytes, offset: int = 0) -> VmDescription:
+        """Parse the text.
+
+        :param offset: where it stands in the stream, for errors
+        :raises LayoutError: no JSON of vmdesc's shape
+        """
+        return _Parser(text, offset).parse()
+
+
+class _Parser:
+    """Walks the top level by hand, for the offsets, and decodes each value below it with C code."""
+
+    def __init__(self, text: bytes, offset: int) -> None:
+        self._text = text
+        self._offset = offset
+        try:
+            # Offsets in characters are offsets in bytes only where every character is one byte.
+            self._chars = text.decode("ascii")
+        except UnicodeDecodeError as error:
+            raise LayoutError(offset + error.start, "ASCII text of vmdesc", text[error.start : error.end]) from None
+        # Text that would take up much more memory than any real one of its length, once decoded.
+        for marks, share in (("{[", _MIN_CONTAINER), (",", _MIN_VALUE)):
+            most = _FREE_MARKS + len(text) // share
+            if sum(self._chars.count(mark) for mark in marks) > most:
+                raise LayoutError(offset, f"at most {most} of {' '.join(marks)} in vmdesc", "more")
+        self._decode = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
+        self._last_end = 0
+
+    def parse(self) -> VmDescription:
+        page_size = None
+        devices: tuple[Device, ...] | None = None
+        at = self._skip(0, b"{")
+        while True:
+            key, at = self._value(at)
+            at = self._skip(at, b":")
+            if key == "devices":
+                devices, at = self._devices(at)
+            else:
+                value, at = self._value(at)
+                if key == "page_size":
+                    page_size = value
+            if self._text[at : at + 1] == b",":
+                at = self._skip(at, b",")
+                continue
+            at = self._skip(at, b"}")
+            break
+        if at != len(self._text):
+            raise self._error(at, "the end of vmdesc")
+        if devices is None or not isinstance(page_size, int):
+            raise LayoutError(self._offset, "vmdesc with page_size and devices", self._text[:32])
+        return VmDescription(self._text, page_size, devices)
+
+    def _devices(self, at: int) -> tuple[tuple[Device, ...], int]:
+        found: list[Device] = []
+        at = self._skip(at, b"[")
+        if self._text[at : at + 1] == b"]":
+            return (), self._skip(at, b"]")
+        while True:
+            start = at
+            pairs, at = self._value(at)
+            found.append(self._device(pairs, start))
+            if self._text[at : at + 1] == b",":
+                at = self._skip(at, b",")
+                continue
+            return tuple(found), self._skip(at, b"]")
+
+    def _device(self, pairs: Any, start: int) -> Device:
+        # Trailing white space belongs to no device: the end is where the value's own text ends.
+        end = self._last_end
+        if not isinstance(pairs, tuple):
+            raise self._error(start, "an object for each device")
+        try:
+            name = _get(pairs, "name", str)
+            instance_id = _get(pairs, "instance_id", int)
+            own_size = _find(pairs, "size")
+            size = _number(own_size) if own_size is not None else _vmsd_size(pairs)
+        except _ShapeError as error:
+            raise LayoutError(self._offset + start, str(error), self._text[start : start + 48]) from None
+        return Device(name, instance_id, start, end, size, pairs)
+
+    def _value(self, at: int) -> tuple[Any, int]:
+        """Decode one value; returns it and the offset after it and the white space behind it."""
+        try:
+            value, end = self._decode(self._chars, at)
+        except (ValueError, RecursionError):
+            raise self._error(at, "JSON of vmdesc") from None
+        self._last_end = end
+        return value, self._space(end)
+
+    def _skip(self, at: int, char: bytes) -> int:
+        if self._text[at : at + 1] != char:
+            raise self._error(at, f"{char.decode()} in vmdesc")
+        return self._space(at + 1)
+
+    def _space(self, at: int) -> int:
+        match = _SPACE.match(self._text, at)
+        return match.end() if match else at
+
+    def _error(self, at: int, expected: str) -> LayoutError:
+        return LayoutError(self._offset + at, expected, self._text[at : at + 24])
+
+
+class _ShapeError(Exception):
+    """An object lacks a key that vmdesc must have there; becomes a LayoutError with its offset."""
+
+
+def _find(pairs: Pairs, key: str) -> Any:
+    return next((value for name, value in pairs if name == key), None)
+
+
+def _get(pairs: Pairs, key: str, type_: type[_T]) -> _T:
+    value = _find(pairs, key)
+    if not isinstance(value, type_) or isinstance(value, bool):
+        raise _ShapeError(f"a {type_.__name__} {key!r} in each device of vmdesc")
+    return value
+
+
+def _subsection_name(sub: Pairs) -> str:
+    name = _get(sub, "vmsd_name", str)
+    if not 0 < len(name) <= _MAX_NAME or not name.isascii() or not name.isprintable():
+        raise _ShapeError("printable names of subsections")
+    return name
+
+
+def _number(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_SIZE:
+        raise _ShapeError("sizes of fields as numbers of bytes")
+    return value
+
+
+def _version(sub: Pairs) -> int:
+    version = _get(sub, "version", int)
+    if not 0 <= version < 1 << 32:
+        raise _ShapeError("versions of subsections as 32-bit numbers")
+    return version
+
+
+def _list(pairs: Pairs, key: str) -> Sequence[Any]:
+    value = _find(pairs, key)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, tuple) for item in value):
+        raise _ShapeError(f"a list of objects as {key!r}")
+    return value
+
+
+def _field_size(field: Pairs) -> int:
+    """Bytes of one entry of `fields`: its size, times `array_len` where the entry stands for an array."""
+    size = _number(_find(field, "size"))
+    count = _find(field, "array_len")
+    return size if count is None else size * _number(count)
+
+
+def _vmsd_size(vmsd: Pairs, depth: int = 0) -> int:
+    """Bytes of a vmsd's fields and all its subsections."""
+    if depth > _MAX_DEPTH:
+        raise _ShapeError(f"subsections nested at most {_MAX_DEPTH} deep")
+    size = sum(_field_size(field) for field in _list(vmsd, "fields"))
+    for sub in _list(vmsd, "subsections"):
+        size += header_size(_subsection_name(sub)) + _vmsd_size(sub, depth + 1)
+    return size
+
+
+def shape_of(device: Device, body: int, offset: int = 0) -> tuple[int, tuple[SubsectionAt, ...]]:
+    """How vmdesc divides a section.
+
+    :param body: where the section's fields begin, counted from the section's start
+    :param offset: where the section stands in the stream, for errors
+    :returns: where its own fields end, and its subsections, in the same count
+    :raises LayoutError: the entry lacks what a vmsd's entry must have
+    """
+    try:
+        end = body + sum(_field_size(field) for field in _list(device.pairs, "fields"))
+        return end, tuple(_subsections(device.pairs, end, 0))
+    except _ShapeError as error:
+        raise LayoutError(offset, f"{error}, in vmdesc of {device.name!r}", "something else") from None
+
+
+def _subsections(vmsd: Pairs, at: int, depth: int) -> Iterator[SubsectionAt]:
+    if depth > _MAX_DEPTH:
+        raise _ShapeError(f"subsections nested at most {_MAX_DEPTH} deep")
+    for sub in _list(vmsd, "subsections"):
+        name = _subsection_name(sub)
+        payload = at + header_size(name)
+        fields_end = payload
+        children: list[SubsectionAt] = []
+        for field in _list(sub, "fields"):
+            # A struct's subsections follow its fields and are counted in the field's size
+            # (vmstate.c:356-411), so they stand at its end.
+            fields_end += _field_size(field)
+            inner = _find(field, "struct")
+            if isinstance(inner, tuple) and _list(inner, "subsections"):
+                own = sum(_field_size(member) for member in _list(inner, "fields"))
+                start = fields_end - _field_size(field) + own
+                children.extend(_subsections(inner, start, depth + 1))
+        children.extend(_subsections(sub, fields_end, depth + 1))
+        end = payload + _vmsd_size(sub)
+        yield SubsectionAt(name, _version(sub), at, payload, end, tuple(children))
+        at = end
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of the text: `kind` is string, number, word or the mark itself; offsets in bytes."""
+
+    kind: str
+    start: int
+    end: int
+
+
+def tokenize(text: bytes, start: int = 0, end: int | None = None) -> Iterator[Token]:
+    """The JSON tokens of ``text[start:end]`` with their offsets in `text`.
+
+    :raises LayoutError: what stands there is no token
+    """
+    stop = len(text) if end is None else end
+    at = start
+    while at < stop:
+        match = _TOKEN.match(text, at, stop)
+        if match is None:
+            if text[at:stop].strip(b" \t\r\n"):
+                raise LayoutError(at, "a JSON token in vmdesc", text[at : at + 24])
+            return
+        kind = str(match.lastgroup)
+        first, at = match.span(kind)
+        yield Token(text[first:at].decode() if kind == "mark" else kind, first, at)
+
+
+@dataclass(frozen=True, slots=True)
+class Splice:
+    """Replace ``text[start:end]`` by `new`."""
+
+    start: int
+    end: int
+    new: bytes
+
+
+def splice(text: bytes, edits: Sequence[Splice]) -> bytes:
+    """The text with all edits made; every byte outside them stays as it is.
+
+    :raises BugError: edits overlap or lie outside the text
+    """
+    parts: list[bytes] = []
+    at = 0
+    for edit in sorted(edits, key=lambda edit: (edit.start, edit.end)):
+        if not at <= edit.start <= edit.end <= len(text):
+            raise BugError(f"vmdesc edit {edit.start}-{edit.end} overlaps another or the text's end")
+        parts += [text[at : edit.start], edit.new]
+        at = edit.end
+    return b"".join([*parts, text[at:]])
