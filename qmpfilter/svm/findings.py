@@ -1,0 +1,377 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is wrong, or will be lost, in one vCPU's nested state, as far as its own section tells.
+
+:func:`examine` walks tables of rules. A rule is a row: a stable code, a condition, and one sentence.
+What depends on the destination (its kernel, CPUID, physical address width) is not judged here.
+
+Sources: the checks of Linux 5.8 to 7.3 arch/x86/kvm/svm/nested.c, svm_set_nested_state,
+nested_vmcb_check_controls and __nested_vmcb_check_save; QEMU 10.2.2 target/i386/machine.c
+(nested_state_post_load, cpu_post_load) and target/i386/kvm/kvm.c (kvm_put_nested_state).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from typing import Final, NamedTuple
+
+from qmpfilter.errors import BugError
+from qmpfilter.layout import Layout
+from qmpfilter.svm.legacy import FORMAT_SVM, FORMAT_VMX, SIZE_L1, SIZE_L2, SVM_FLAGS, Era, LegacyState
+from qmpfilter.svm.segment import ATTRIB_DPL, ATTRIB_G, ATTRIB_MASK, Segment
+from qmpfilter.svm.vmcb import CONTROL, PAGE_SIZE, SAVE, MiscCtl, MiscCtl2
+from qmpfilter.wire import cpu
+
+__all__ = ["RULES", "Finding", "Rule", "Severity", "View", "examine"]
+
+# Architectural bits: APM vol. 2 sections 3.1 (CR0, CR4, EFER, RFLAGS) and 13.1 (DR7).
+_CR0_PE = 1 << 0
+_CR0_NW = 1 << 29
+_CR0_CD = 1 << 30
+_CR0_PG = 1 << 31
+_CR4_PAE = 1 << 5
+_CR4_CET = 1 << 23
+_RFLAGS_VM = 1 << 17
+_EFER_LME = 1 << 8
+_EFER_LMA = 1 << 10
+_EFER_SVME = 1 << 12
+_DR7_FIXED = 1 << 10
+# No x86 CPU has physical addresses beyond bit 51; bits 61 and 62 are LAM's and may be legal.
+_CR3_NEVER = 0x9FF0_0000_0000_0000
+_LOW_32 = 0xFFFF_FFFF
+
+_INTERCEPT_VMRUN = 1 << 0
+_HYPERV_AT = CONTROL.offset("hv_enlightenments_control")
+
+
+class Severity(Enum):
+    """What a finding asks for."""
+
+    REFUSE = "refuse"
+    """Damaged, contradictory, or certain to be rejected or corrupted by the destination."""
+    WARN = "warn"
+    """Legal, but something is lost or cannot be verified, as it is without a filter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing found.
+
+    :param code: stable kebab-case name
+    :param severity: what it asks for
+    :param text: one sentence with the values
+    :param field: where: ``nested_state.``, ``control.``, ``l1.`` (L1's save area) or ``cpu.`` and the
+        field's name there
+    """
+
+    code: str
+    severity: Severity
+    text: str
+    field: str
+
+
+class _Fields:
+    """The integer fields of one layout as attributes, for conditions and for sentences."""
+
+    __slots__ = ("_data", "_layout")
+
+    def __init__(self, layout: Layout, data: bytes | memoryview) -> None:
+        self._layout = layout
+        self._data = data
+
+    def __getattr__(self, name: str) -> int:
+        return self._layout.get(self._data, name)
+
+
+@dataclass(frozen=True)
+class View:
+    """What rules read: one vCPU's nested state and the section around it."""
+
+    nested: LegacyState | None
+    block: bytes | memoryview
+    subsections: Collection[str]
+
+    @property
+    def state(self) -> LegacyState:
+        """The nested state.
+
+        :raises BugError: the section has none
+        """
+        if self.nested is None:
+            raise BugError("a rule about nested state was asked of a vCPU without any")
+        return self.nested
+
+    @cached_property
+    def control(self) -> _Fields:
+        """VMCB12's control area."""
+        return _Fields(CONTROL, self.state.control)
+
+    @cached_property
+    def l1(self) -> _Fields:
+        """L1's save area."""
+        return _Fields(SAVE, self.state.save)
+
+    @cached_property
+    def cpu(self) -> _Fields:
+        """The section's field block: L2's registers while L2 is active."""
+        return _Fields(cpu.BLOCK, self.block)
+
+    @property
+    def hf_guest(self) -> bool:
+        """The section says that L2 is active."""
+        return bool(self.cpu.hflags & cpu.HF_GUEST)
+
+    @property
+    def hf2_gif(self) -> bool:
+        """The section says that L1's GIF is set."""
+        return bool(self.cpu.hflags2 & cpu.HF2_GIF)
+
+    @property
+    def svm_guest(self) -> bool:
+        """The nested state is SVM's and L2 is active."""
+        return self.nested is not None and self.nested.format == FORMAT_SVM and self.nested.guest_mode
+
+    @property
+    def long_mode_l1(self) -> bool:
+        """L1 has long mode and paging on, so that KVM checks what long mode demands."""
+        return bool(self.l1.efer & _EFER_LME and self.l1.cr0 & _CR0_PG)
+
+    @property
+    def tcg_subsections(self) -> str:
+        """Which subsections of TCG's SVM emulation there are, in words."""
+        present = [name for name in ("cpu/svn_npt", "cpu/svm_guest") if name in self.subsections]
+        return " and ".join(present) or "nothing else about L2"
+
+    @cached_property
+    def live_differences(self) -> str:
+        """The VMLOAD class registers in which page and section differ, with both values."""
+        return "; ".join(_live_differences(self))
+
+
+class Rule(NamedTuple):
+    """One row: `broken` is the condition, `text` the sentence, formatted with the view as ``v``."""
+
+    code: str
+    severity: Severity
+    field: str
+    broken: Callable[[View], bool | int]
+    text: str
+
+    def finding(self, view: View) -> Finding:
+        """The finding of this rule for a view in which it is broken."""
+        return Finding(self.code, self.severity, self.text.format(v=view), self.field)
+
+
+_REFUSE, _WARN = Severity.REFUSE, Severity.WARN
+
+# fmt: off
+_WITHOUT_STATE: Final = (
+    Rule("tcg-svm", _WARN, "cpu.hflags",
+         lambda v: v.hf_guest,
+         "hflags {v.cpu.hflags:#x} has bit 21 (L2 active), and the section has no cpu/nested_state but "
+         "{v.tcg_subsections}: L2 runs under TCG's own SVM emulation, which no destination with KVM loads."),
+)
+
+_ANY_FORMAT: Final = (
+    Rule("vmx", _WARN, "nested_state.format",
+         lambda v: v.state.format == FORMAT_VMX,
+         "Nested state has format 0, Intel VMX (flags {v.state.flags:#x}, size {v.state.size:#x}), which is "
+         "not decoded."),
+    Rule("format", _REFUSE, "nested_state.format",
+         lambda v: v.state.format not in (FORMAT_SVM, FORMAT_VMX),
+         "Nested state has the unknown format {v.state.format:#x}; SVM is 0x1, VMX is 0x0."),
+)
+
+_SVM: Final = (
+    Rule("flags", _REFUSE, "nested_state.flags",
+         lambda v: v.state.flags & ~SVM_FLAGS,
+         "Nested state flags {v.state.flags:#x} have bits that SVM does not allow (allowed: 0x103)."),
+    Rule("run-pending-without-guest-mode", _REFUSE, "nested_state.flags",
+         lambda v: v.state.run_pending and not v.state.guest_mode,
+         "Nested state flags {v.state.flags:#x} have RUN_PENDING (0x2) without GUEST_MODE (0x1)."),
+    Rule("size", _REFUSE, "nested_state.size",
+         lambda v: v.state.size != SIZE_L2 if v.state.guest_mode else v.state.size < SIZE_L1,
+         "Nested state size {v.state.size:#x} does not fit flags {v.state.flags:#x}: 0x1080 is needed while "
+         "L2 is active, at least 0x80 otherwise."),
+    Rule("page-missing", _REFUSE, "nested_state.vmcb12",
+         lambda v: v.state.guest_mode and v.state.page is None,
+         "L2 is active (flags {v.state.flags:#x}), but the VMCB page, cpu/kvm_nested_state/svm, is missing."),
+    Rule("page-unused", _WARN, "nested_state.vmcb12",
+         lambda v: not v.state.guest_mode and (v.state.page is not None or v.state.size > SIZE_L1),
+         "L2 is not active (flags {v.state.flags:#x}), so KVM ignores what follows the header "
+         "(size {v.state.size:#x}, vmcb_pa {v.state.vmcb_pa:#x})."),
+    Rule("guest-mode-disagrees", _REFUSE, "cpu.hflags",
+         lambda v: v.state.guest_mode != v.hf_guest,
+         "GUEST_MODE in nested state flags {v.state.flags:#x} and bit 21 of hflags {v.cpu.hflags:#x} "
+         "disagree on whether L2 is active."),
+    Rule("gif-disagrees", _REFUSE, "cpu.hflags2",
+         lambda v: v.state.gif != v.hf2_gif,
+         "GIF_SET in nested state flags {v.state.flags:#x} and bit 0 of hflags2 {v.cpu.hflags2:#x} disagree; "
+         "the destination's QEMU would take the latter."),
+)
+
+_GUEST: Final = (
+    Rule("smm-guest-mode", _REFUSE, "cpu.hflags",
+         lambda v: v.cpu.hflags & cpu.HF_SMM,
+         "hflags {v.cpu.hflags:#x} has bit 19 (SMM) while L2 is active; KVM would silently leave L2."),
+    Rule("l2-efer-svme", _REFUSE, "cpu.efer",
+         lambda v: not v.cpu.efer & _EFER_SVME,
+         "L2's EFER {v.cpu.efer:#x} has SVME (0x1000) clear; KVM then refuses to enter L2."),
+    Rule("l2-cr0-nw", _REFUSE, "cpu.cr0",
+         lambda v: v.cpu.cr0 & _CR0_NW and not v.cpu.cr0 & _CR0_CD,
+         "L2's CR0 {v.cpu.cr0:#x} has NW (0x20000000) without CD (0x40000000)."),
+    Rule("cet-missing", _REFUSE, "cpu.cr4",
+         lambda v: v.cpu.cr4 & _CR4_CET and "cpu/cet" not in v.subsections,
+         "L2's CR4 {v.cpu.cr4:#x} has CET (0x800000), but the stream has no cpu/cet with its state."),
+    Rule("run-pending", _WARN, "nested_state.flags",
+         lambda v: v.state.run_pending,
+         "Nested state flags {v.state.flags:#x} have RUN_PENDING (0x2): L2 has not executed an instruction "
+         "since VMRUN; Linux up to 5.10 drops this flag, and with it an event that L1 injects."),
+    Rule("error-code-missing", _WARN, "cpu.exception_nr",
+         lambda v: v.cpu.exception_nr >= 0 and v.cpu.has_error_code and "cpu/error_code" not in v.subsections,
+         "An exception, vector {v.cpu.exception_nr:#x}, with an error code is pending or injected, but the "
+         "stream has no cpu/error_code (QEMU 10.2): the destination may deliver a wrong one."),
+)
+
+_PAGE: Final = (
+    Rule("vmcb-pa", _REFUSE, "nested_state.vmcb_pa",
+         lambda v: not v.state.vmcb_pa or v.state.vmcb_pa % PAGE_SIZE,
+         "vmcb_pa {v.state.vmcb_pa:#x} is not the address of a page that can hold VMCB12."),
+    # nested_vmcb_check_controls
+    Rule("vmrun-intercept", _REFUSE, "control.intercept_word4",
+         lambda v: not v.control.intercept_word4 & _INTERCEPT_VMRUN,
+         "VMCB12 does not intercept VMRUN (word 4 is {v.control.intercept_word4:#x}, bit 0 clear)."),
+    Rule("asid", _REFUSE, "control.asid",
+         lambda v: not v.control.asid,
+         "VMCB12's ASID is {v.control.asid:#x}; KVM and hardware refuse 0."),
+    Rule("sev", _REFUSE, "control.misc_ctl",
+         lambda v: v.control.misc_ctl & (MiscCtl.SEV | MiscCtl.SEV_ES),
+         "VMCB12's misc_ctl {v.control.misc_ctl:#x} asks for SEV (0x2) or SEV-ES (0x4), which KVM does not "
+         "nest."),
+    # __nested_vmcb_check_save on L1's half
+    Rule("l1-cr0-pg", _REFUSE, "l1.cr0",
+         lambda v: ~v.l1.cr0 & (_CR0_PG | _CR0_PE),
+         "L1's CR0 {v.l1.cr0:#x} has PG (0x80000000) or PE (0x1) clear."),
+    Rule("l1-cr0-nw", _REFUSE, "l1.cr0",
+         lambda v: v.l1.cr0 & _CR0_NW and not v.l1.cr0 & _CR0_CD,
+         "L1's CR0 {v.l1.cr0:#x} has NW (0x20000000) without CD (0x40000000)."),
+    Rule("l1-cr0-high", _REFUSE, "l1.cr0",
+         lambda v: v.l1.cr0 > _LOW_32,
+         "L1's CR0 {v.l1.cr0:#x} has bits above 31."),
+    Rule("l1-rflags-vm", _REFUSE, "l1.rflags",
+         lambda v: v.l1.rflags & _RFLAGS_VM,
+         "L1's RFLAGS {v.l1.rflags:#x} has VM (0x20000), which cannot be where VMRUN was executed."),
+    Rule("l1-efer-svme", _REFUSE, "l1.efer",
+         lambda v: not v.l1.efer & _EFER_SVME,
+         "L1's EFER {v.l1.efer:#x} has SVME (0x1000) clear."),
+    Rule("l1-efer-lma", _REFUSE, "l1.efer",
+         lambda v: v.l1.efer & _EFER_LMA and not v.l1.efer & _EFER_LME,
+         "L1's EFER {v.l1.efer:#x} has LMA (0x400) without LME (0x100)."),
+    Rule("l1-dr6-high", _REFUSE, "l1.dr6",
+         lambda v: v.l1.dr6 > _LOW_32,
+         "L1's DR6 {v.l1.dr6:#x} has bits above 31."),
+    Rule("l1-dr7-high", _REFUSE, "l1.dr7",
+         lambda v: v.l1.dr7 > _LOW_32,
+         "L1's DR7 {v.l1.dr7:#x} has bits above 31."),
+    Rule("l1-cr4-pae", _REFUSE, "l1.cr4",
+         lambda v: v.long_mode_l1 and not v.l1.cr4 & _CR4_PAE,
+         "L1's CR4 {v.l1.cr4:#x} has PAE (0x20) clear in long mode (EFER {v.l1.efer:#x})."),
+    Rule("l1-cr3", _REFUSE, "l1.cr3",
+         lambda v: v.long_mode_l1 and v.l1.cr3 & _CR3_NEVER,
+         "L1's CR3 {v.l1.cr3:#x} has address bits above 51."),
+    Rule("l1-cs", _REFUSE, "l1.cs_attrib",
+         lambda v: v.long_mode_l1 and (cs := Segment.from_save(v.state.save, "cs")).l and cs.db,
+         "L1's CS attributes {v.l1.cs_attrib:#x} have both L (0x200) and D (0x400) in long mode."),
+    # Legal, with losses.
+    Rule("vmcb-pa-rax", _WARN, "l1.rax",
+         lambda v: v.state.vmcb_pa not in (v.l1.rax, v.l1.rax & _LOW_32),
+         "L1's RAX {v.l1.rax:#x} is not vmcb_pa {v.state.vmcb_pa:#x}, VMRUN's operand: the page may belong "
+         "to another VMRUN."),
+    Rule("dr7-guess", _WARN, "cpu.dr7",
+         lambda v: v.cpu.dr7 == v.l1.dr7 and v.cpu.dr7 | _DR7_FIXED != _DR7_FIXED,
+         "The section's DR7 {v.cpu.dr7:#x} equals L1's: KVM probably reports L1's value for L2's, and L2's "
+         "own is then lost."),
+    Rule("lbr", _WARN, "control.misc_ctl2",
+         lambda v: v.control.misc_ctl2 & MiscCtl2.V_LBR,
+         "VMCB12's misc_ctl2 {v.control.misc_ctl2:#x} virtualizes LBR (0x1): L2's DBGCTL and branch records "
+         "are not in the stream and will be lost."),
+    Rule("hyperv", _WARN, "control.hv_enlightenments_control",
+         lambda v: any(v.state.control[_HYPERV_AT:]),
+         "VMCB12 has Hyper-V enlightenments (control {v.control.hv_enlightenments_control:#x}, VP "
+         "{v.control.hv_vp_id:#x}), which KVM does not restore before the next VMRUN."),
+    Rule("hsave-era", _WARN, "l1.tr_attrib",
+         lambda v: v.state.era is Era.HSAVE,
+         "L1's save area has no VMLOAD class registers (TR attributes {v.l1.tr_attrib:#x}), as Linux up to "
+         "5.11 writes it: page and registers cannot be checked against each other."),
+    Rule("era-unknown", _WARN, "l1.tr_attrib",
+         lambda v: v.state.era is Era.UNKNOWN,
+         "L1's save area has TR attributes {v.l1.tr_attrib:#x} but other VMLOAD class registers, as no known "
+         "kernel writes it."),
+    Rule("live-copy-differs", _WARN, "l1",
+         lambda v: v.state.era is Era.VMCB01 and bool(v.live_differences),
+         "The VMCB page and the vCPU's registers are not of one instant: {v.live_differences}."),
+)
+# fmt: on
+
+# A table counts where its condition holds; conditions go from the envelope inwards.
+_TABLES: Final[tuple[tuple[Callable[[View], bool], tuple[Rule, ...]], ...]] = (
+    (lambda v: v.nested is None, _WITHOUT_STATE),
+    (lambda v: v.nested is not None, _ANY_FORMAT),
+    (lambda v: v.nested is not None and v.nested.format == FORMAT_SVM, _SVM),
+    (lambda v: v.svm_guest, _GUEST),
+    (lambda v: v.svm_guest and v.state.page is not None, _PAGE),
+)
+
+RULES: Final = tuple(rule for _, rules in _TABLES for rule in rules)
+"""Every rule, for listing; each code occurs once."""
+
+
+def examine(state: LegacyState | None, block: bytes | memoryview, subsections: Collection[str]) -> list[Finding]:
+    """Everything to refuse or to warn of in one vCPU's section, in the order of :data:`RULES`.
+
+    :param state: its nested state, None when the section has no ``cpu/nested_state``
+    :param block: the section's fixed field block, 1817 bytes
+    :param subsections: full names of the section's subsections, for example ``cpu/error_code``
+    :raises BugError: `block` has the wrong length
+    """
+    if len(block) != cpu.BLOCK.size:
+        raise BugError(f"cpu: a block of {cpu.BLOCK.size} bytes expected, {len(block)} given")
+    view = View(state, block, subsections)
+    return [rule.finding(view) for applies, rules in _TABLES if applies(view) for rule in rules if rule.broken(view)]
+
+
+# What KVM changes between vmcb01 and the wire (svm.c, svm_get_segment), so not a difference: G always,
+# TR's busy bit, the accessed bit of FS and GS.
+_LIVE_SEGMENTS: Final = {"fs": ATTRIB_G | 1, "gs": ATTRIB_G | 1, "ldtr": ATTRIB_G, "tr": ATTRIB_G | 2}
+
+# Save area's name, cpu section's name, and the bits that both keep: SVM only has the low halves of
+# SYSENTER_* (KVM holds the rest elsewhere), and QEMU's sysenter_cs has 32 bits.
+_LIVE_MSRS: Final = (
+    ("kernel_gs_base", "kernelgsbase", ~0),
+    ("star", "star", ~0),
+    ("lstar", "lstar", ~0),
+    ("cstar", "cstar", ~0),
+    ("sfmask", "fmask", ~0),
+    ("sysenter_cs", "sysenter_cs", _LOW_32),
+    ("sysenter_esp", "sysenter_esp", _LOW_32),
+    ("sysenter_eip", "sysenter_eip", _LOW_32),
+)
+
+
+def _live_differences(view: View) -> Iterator[str]:
+    for name, ignored in _LIVE_SEGMENTS.items():
+        # QEMU clears the DPL of FS and GS before it saves a vCPU in real mode (cpu_pre_save).
+        real_mode = name in ("fs", "gs") and not view.cpu.cr0 & _CR0_PE
+        mask = ATTRIB_MASK & ~ignored & ~(ATTRIB_DPL if real_mode else 0)
+        in_page, in_section = Segment.from_save(view.state.save, name), Segment.from_cpu(view.block, name)
+        for part, kept in (("selector", ~0), ("base", ~0), ("limit", ~0), ("attrib", mask)):
+            yield from _difference(f"{name} {part}", getattr(in_page, part), getattr(in_section, part), kept)
+    for in_save, in_block, kept in _LIVE_MSRS:
+        yield from _difference(in_save, getattr(view.l1, in_save), getattr(view.cpu, in_block), kept)
+
+
+def _difference(name: str, in_page: int, in_section: int, kept: int) -> Iterator[str]:
+    if (in_page ^ in_section) & kept:
+        yield f"{name} is {in_page:#x} in the page, {in_section:#x} in the registers"
