@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Boots a host under an emulator of AMD hardware and gives it jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from .hosts import Host, HostImage, Rootfs
+from .inhost import agent
+
+BOOT_SECONDS = 180.0
+TOOL_SECONDS = 60.0
+MEMORY_MIB = 1500
+LOG_LINES = 25
+NOISE = "warning: TCG doesn't support requested feature"  # normal, and there are many
+IN_HOST = Path(agent.__file__).parent
+
+
+class EmulatorError(Exception):
+    """The emulated host did not boot, ended, or did not answer; the text ends with what it said last."""
+
+
+class JobFailed(Exception):
+    """A job ended with something else than 0; the text is its output."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job said and the files it left in ``out``, by name."""
+
+    output: str
+    files: dict[str, bytes]
+
+
+class EmulatedHost:
+    """A booted host.  Use as a context manager: the emulator ends with the block.
+
+    The emulator is QEMU without KVM, whose TCG emulates SVM with nested paging; it comes from a host's root
+    directory, because older ones crash the guests.  One virtual CPU: with more, kernels trip over the patching
+    of their own code.
+    """
+
+    def __init__(self, image: HostImage, emulator: Rootfs) -> None:
+        self.host: Host = image.host
+        self._directory = Path(mkdtemp(prefix=f"lab-{image.host.name}-"))
+        self._serial = self._directory / "serial"
+        self._errors = self._directory / "stderr"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket, theirs = socket.socketpair()
+        self._port = self._socket.makefile("rwb")
+        try:
+            with theirs:
+                self._start(image, emulator, theirs.fileno())
+            self.kernel = str(self._exchange(None, b"", BOOT_SECONDS)[0]["hello"])
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> EmulatedHost:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the emulator at once and removes what the host wrote."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(TOOL_SECONDS)
+        with contextlib.suppress(OSError):
+            # What was not sent before the emulator ended has nowhere to go.
+            self._port.close()
+        self._socket.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def run(self, argv: Sequence[str], files: dict[str, bytes], seconds: float) -> Result:
+        """Runs a program in the host, in a directory with the files and the package ``inhost``.
+
+        Raises JobFailed if it ends with something else than 0 or does not end in ``seconds``, and EmulatorError
+        if the host does not answer.
+        """
+        with_package = Path(mkdtemp(dir=self._directory))
+        shutil.copytree(IN_HOST, with_package / "inhost", ignore=shutil.ignore_patterns("__pycache__"))
+        for name, content in files.items():
+            (with_package / name).write_bytes(content)
+        job = {"argv": list(argv), "timeout": seconds}
+        reply, archive = self._exchange(job, agent.pack_directory(with_package), seconds + TOOL_SECONDS)
+        shutil.rmtree(with_package)
+        if reply["returncode"] != 0:
+            ended = f"{' '.join(argv)} on {self.host.name} ended with {reply['returncode']}"
+            raise JobFailed(f"{ended}:\n{reply['output']}")
+        left = Path(mkdtemp(dir=self._directory))
+        agent.unpack(archive, left)
+        found = {file.name: file.read_bytes() for file in left.iterdir()}
+        shutil.rmtree(left)
+        return Result(str(reply["output"]), found)
+
+    def _start(self, image: HostImage, emulator: Rootfs, port: int) -> None:
+        overlay = self._directory / "disk.qcow2"
+        subprocess.run(
+            ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.disk), str(overlay)],
+            check=True,
+            capture_output=True,
+            timeout=TOOL_SECONDS,
+        )
+        command, environment = emulator.command("/usr/bin/qemu-system-x86_64")
+        argv = [
+            *command,
+            *("-L", str(emulator.path / "usr/share/qemu"), "-L", str(emulator.path / "usr/share/seabios")),
+            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-machine", "q35", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt", "-smp", "1", "-m", str(MEMORY_MIB)),
+            *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
+            *("-append", "console=ttyS0 quiet root=/dev/vda rw init=/lab-init net.ifnames=0"),
+            *("-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe"),
+            *("-serial", f"file:{self._serial}"),
+            *("-chardev", f"socket,id=port,fd={port}", "-device", "virtio-serial-pci"),
+            *("-device", "virtserialport,chardev=port,name=lab"),
+        ]
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                argv,
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                pass_fds=[port],
+            )
+
+    def _exchange(self, job: dict[str, Any] | None, archive: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """Sends a job, if there is one, and receives a message."""
+        assert self._process is not None
+        # The emulator's end of the socket pair closes with the emulator, so the read below ends with it; the timer
+        # is for a host that hangs.
+        process = self._process
+        timer = threading.Timer(seconds, process.kill)
+        timer.start()
+        try:
+            if job is not None:
+                agent.send_message(self._port, job, archive)
+            return agent.receive_message(self._port)
+        except (OSError, EOFError) as end:
+            process.wait(TOOL_SECONDS)
+            raise EmulatorError(
+                f"host {self.host.name} gave no answer within {seconds:g} s ({end}); "
+                f"the emulator ended with {process.returncode}\n{self._tail()}"
+            ) from end
+        finally:
+            timer.cancel()
+
+    def _tail(self) -> str:
+        parts = []
+        for title, file in (("serial console", self._serial), ("emulator", self._errors)):
+            lines = file.read_text(errors="replace").splitlines() if file.exists() else []
+            parts.append(f"--- {title}, last lines ---")
+            parts += [line for line in lines if NOISE not in line][-LOG_LINES:]
+        return "\n".join(parts)
