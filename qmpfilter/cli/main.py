@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Entry point, and what an error becomes: one line and an exit status that says who is to blame.
+
+0 fine, 1 the stream, 2 qmpfilter itself, 3 the host or the way the command was called.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from qmpfilter import __version__
+from qmpfilter.cli.inspect import inspect
+from qmpfilter.errors import BugError, HostError, QmpfilterError, StreamError
+
+__all__ = ["EXIT_BUG", "EXIT_FINE", "EXIT_HOST", "EXIT_STREAM", "cli", "main"]
+
+EXIT_FINE: Final = 0
+EXIT_STREAM: Final = 1
+EXIT_BUG: Final = 2
+EXIT_HOST: Final = 3
+_EXIT_INTERRUPTED: Final = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="qmpfilter")
+def cli() -> None:
+    """Live migration of AMD virtual machines that run virtual machines."""
+
+
+cli.add_command(inspect)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    try:
+        cli.main(args=arguments, prog_name="qmpfilter", standalone_mode=False)
+    except click.ClickException as error:
+        hint = "; see qmpfilter --help" if isinstance(error, click.UsageError) else ""
+        return _say(f"{error.format_message().rstrip('.')}{hint}", EXIT_HOST)
+    except (click.Abort, KeyboardInterrupt):
+        return _say("interrupted", _EXIT_INTERRUPTED)
+    except StreamError as error:
+        return _say(str(error), EXIT_STREAM)
+    except (HostError, OSError) as error:
+        return _say(str(error), EXIT_HOST)
+    except QmpfilterError as error:
+        return _bug(error) if isinstance(error, BugError) else _say(str(error), EXIT_HOST)
+    except Exception as error:
+        return _bug(error)
+    return EXIT_FINE
+
+
+def _say(message: str, status: int) -> int:
+    # One line, and nothing that a terminal would obey: a message may quote a file's name.
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+    if sys.stderr is not None:
+        print(f"qmpfilter: {shown}", file=sys.stderr)
+    return status
+
+
+def _bug(error: Exception) -> int:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+    return _say(f"a bug of qmpfilter at {place}: {type(error).__name__}: {error}; please report it", EXIT_BUG)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A report as JSON values with stable keys.
+
+Addresses and registers are hexadecimal strings without padding, like ``"0x10023f"``; offsets, sizes
+and counts are numbers; fields that are signed in QEMU are numbers too; opaque bytes are hex text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qmpfilter.errors import StreamError
+from qmpfilter.inspect.collect import BlockRecords, Report, SectionRow
+from qmpfilter.inspect.vcpu import SubsectionValue, Vcpu
+from qmpfilter.layout import Layout
+from qmpfilter.svm import vmcb
+from qmpfilter.svm.findings import Finding
+from qmpfilter.svm.legacy import LegacyState, flag_names
+from qmpfilter.wire import cpu
+
+__all__ = ["FORMAT", "report_as_json"]
+
+FORMAT = 1
+
+
+def report_as_json(report: Report, source: dict[str, Any]) -> dict[str, Any]:
+    """Everything in the report.
+
+    :param source: what is known of the input itself (kind, compression, bytes ...), taken over as it is
+    """
+    configuration = report.configuration
+    return {
+        "format": FORMAT,
+        "input": source,
+        "stream": {
+            "machine": configuration.machine if configuration else None,
+            "uuid": str(configuration.uuid) if configuration and configuration.uuid else None,
+            "capabilities": list(report.capabilities()),
+            "postcopy": report.postcopy,
+            "complete": report.complete,
+            "eof_offset": report.eof_offset,
+            "vmdesc_bytes": len(report.vmdesc.vmdesc.text) if report.vmdesc else None,
+            "sections_left_out": report.rows_left_out,
+        },
+        "ram": {
+            "total": report.ram_total,
+            "stream_bytes": report.ram_bytes,
+            "sections": report.ram_parts,
+            "multifd_flushes": report.multifd_flushes,
+            **_records(report.totals),
+            "blocks": [
+                {
+                    "name": block.name,
+                    "length": block.length,
+                    "page_size": block.page_size,
+                    "gpa": None if block.gpa is None else hex(block.gpa),
+                    **_records(report.records[block.name]),
+                }
+                for block in report.blocks
+            ],
+        },
+        "sections": [_section(row) for row in report.sections],
+        "vcpus": [vcpu_as_json(vcpu) for vcpu in report.vcpus],
+        "error": _error(report.error),
+    }
+
+
+def vcpu_as_json(vcpu: Vcpu) -> dict[str, Any]:
+    """One vCPU; every field of its section, its subsections and its nested state."""
+    registers = layout_as_json(cpu.BLOCK, vcpu.registers)
+    segments = {
+        name: {part: registers.pop(f"{name}_{part}") for part in ("selector", "base", "limit", "flags")}
+        for name in cpu.SEGMENTS
+    }
+    return {
+        "index": vcpu.index,
+        "offset": vcpu.offset,
+        "size": vcpu.size,
+        "in_l2": vcpu.in_l2,
+        "in_smm": vcpu.in_smm,
+        "registers": registers,
+        "segments": segments,
+        "subsections": [_subsection(sub) for sub in vcpu.subsections],
+        "nested_state": _nested_state(vcpu),
+        "warnings": [_finding(finding) for finding in vcpu.findings],
+    }
+
+
+def layout_as_json(layout: Layout, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a layout's fields: signed numbers as numbers, others in hexadecimal."""
+    return {name: _value(value, signed=layout.is_signed(name)) for name, value in values.items()}
+
+
+def _value(value: Any, *, signed: bool = False) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list):
+        return [_value(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _value(item) for key, item in value.items()}
+    return value if signed else hex(value)
+
+
+def _nested_state(vcpu: Vcpu) -> dict[str, Any] | None:
+    state = vcpu.nested
+    if state is None:
+        return None
+    common = {
+        "format": "vmx" if vcpu.vmx else "svm",
+        "flags": hex(state.flags),
+        "flag_names": flag_names(state.flags),
+        "size": state.size,
+    }
+    return common if vcpu.vmx else {**common, **_svm(state)}
+
+
+def _svm(state: LegacyState) -> dict[str, Any]:
+    if state.page is None:
+        return {"vmcb_pa": None}
+    event = vmcb.EventInjection.from_control(state.control)
+    return {
+        "vmcb_pa": hex(state.vmcb_pa),
+        "era": state.era.value,
+        "intercepts": vmcb.intercepts(state.control),
+        "event_injection": {
+            "vector": event.vector,
+            "type": event.type,
+            "error_code": None if event.error_code is None else hex(event.error_code),
+        }
+        if event.valid
+        else None,
+        "vmcb12_control": layout_as_json(vmcb.CONTROL, vmcb.CONTROL.parse(state.control)),
+        "l1_save": layout_as_json(vmcb.SAVE, vmcb.SAVE.parse(state.save)),
+    }
+
+
+def _records(records: BlockRecords) -> dict[str, int]:
+    return {
+        "normal_pages": records.normal,
+        "zero_pages": records.zero,
+        "xbzrle_pages": records.xbzrle,
+        "compressed_pages": records.compressed,
+    }
+
+
+def _section(row: SectionRow) -> dict[str, Any]:
+    return {
+        "offset": row.offset,
+        "size": row.size,
+        "type": row.type,
+        "name": row.name,
+        "id": row.section_id,
+        "instance": row.instance_id,
+        "version": row.version_id,
+        "count": row.count,
+        "delimited_by": row.delimited_by.value if row.delimited_by else None,
+    }
+
+
+def _subsection(sub: SubsectionValue) -> dict[str, Any]:
+    return {
+        "name": sub.name,
+        "offset": sub.offset,
+        "size": sub.size,
+        "known": sub.declared is not None,
+        # The VMCB12 page is shown decoded in nested_state.
+        "fields": layout_as_json(sub.declared.layout, sub.values) if sub.declared else {},
+        "subsections": [_subsection(child) for child in sub.children],
+    }
+
+
+def _finding(finding: Finding) -> dict[str, str]:
+    return {
+        "code": finding.code,
+        "severity": finding.severity.value,
+        "field": finding.field,
+        "text": finding.text,
+    }
+
+
+def _error(error: StreamError | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {
+        "kind": type(error).__name__,
+        "offset": error.offset,
+        "expected": error.expected,
+        "found": error.found,
+        "message": str(error),
+    }

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Decodes a `cpu` section: registers, subsections, nested state, and what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qmpfilter.svm.findings import Finding, examine
+from qmpfilter.svm.legacy import LegacyState
+from qmpfilter.wire import cpu
+from qmpfilter.wire.events import DeviceSection
+from qmpfilter.wire.vmsd import Subsection, SubsectionAt
+
+__all__ = ["SubsectionValue", "Vcpu", "decode_vcpu"]
+
+
+@dataclass(frozen=True, slots=True)
+class SubsectionValue:
+    """A subsection of a vCPU: `offset` in the stream, `values` empty where its layout is not known."""
+
+    name: str
+    offset: int
+    size: int
+    declared: Subsection | None
+    values: dict[str, Any]
+    children: tuple[SubsectionValue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Vcpu:
+    """One vCPU: the decoded fields of its section, and its nested state if it has one.
+
+    `vmx` is True for a nested state of VMX, which is named and not decoded.
+    """
+
+    index: int
+    offset: int
+    size: int
+    block: bytes
+    registers: dict[str, Any]
+    subsections: tuple[SubsectionValue, ...]
+    nested: LegacyState | None
+    vmx: bool
+    findings: tuple[Finding, ...]
+
+    @property
+    def in_l2(self) -> bool:
+        """The vCPU was running its nested guest when it was stopped (hflags bit 21)."""
+        return bool(self.registers["hflags"] & cpu.HF_GUEST)
+
+    @property
+    def in_smm(self) -> bool:
+        """The vCPU was in system management mode (hflags bit 19)."""
+        return bool(self.registers["hflags"] & cpu.HF_SMM)
+
+
+def decode_vcpu(section: DeviceSection) -> Vcpu:
+    """Decode a `cpu` section of version 12."""
+    block = section.raw[section.body : section.body + cpu.BLOCK.size]
+    nested, vmx = _nested_state(section)
+    return Vcpu(
+        section.instance_id,
+        section.offset,
+        len(section.raw),
+        block,
+        cpu.BLOCK.parse(block),
+        tuple(_subsection(section, sub, cpu.SUBSECTIONS.get(sub.name)) for sub in section.subsections),
+        nested,
+        vmx,
+        tuple(examine(nested, block, [sub.name for sub in section.subsections])),
+    )
+
+
+def _subsection(section: DeviceSection, at: SubsectionAt, declared: Subsection | None) -> SubsectionValue:
+    payload = section.raw[at.payload : at.payload + at.payload_size]
+    fits = declared is not None and len(payload) == declared.layout.size
+    return SubsectionValue(
+        at.name,
+        section.offset + at.start,
+        at.end - at.start,
+        declared,
+        declared.layout.parse(payload) if declared and fits else {},
+        tuple(
+            _subsection(section, child, declared.children.get(child.name) if declared else None)
+            for child in at.children
+        ),
+    )
+
+
+def _nested_state(section: DeviceSection) -> tuple[LegacyState | None, bool]:
+    """The legacy SVM state of a section, and whether it is one of VMX instead."""
+    at = section.subsection(cpu.NESTED_STATE.name)
+    if at is None or at.payload_size != cpu.NESTED_STATE.layout.size:
+        return None, False
+    header = section.raw[at.payload : at.payload + at.payload_size]
+    svm = next((child for child in at.children if child.name == cpu.NESTED_STATE_SVM.name), None)
+    vmx = any(child.name == cpu.NESTED_STATE_VMX.name for child in at.children)
+    body = section.raw[svm.payload : svm.payload + svm.payload_size] if svm else None
+    if body is not None and len(body) != cpu.NESTED_STATE_SVM.layout.size:
+        body = None
+    return LegacyState.from_subsections(header, body), vmx

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The recordings in tests/fixtures: real streams of real kernels, with what QEMU said of the same stop."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import lzma
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["DIRECTORY", "Fixture", "fixtures"]
+
+DIRECTORY = Path(__file__).parent.parent / "fixtures"
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """One recording: `facts` is its entry of the manifest."""
+
+    name: str
+    facts: dict[str, Any]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def file(self, role: str, number: int = 0) -> bytes:
+        """The uncompressed bytes of a file of the recording: stream, save, return, multifd, truth."""
+        entry = self.facts["files"][role]
+        entry = entry[number] if isinstance(entry, list) else entry
+        data = _read(entry["file"])
+        if (len(data), hashlib.sha256(data).hexdigest()) != (entry["bytes"], entry["sha256"]):
+            raise AssertionError(f"{entry['file']} is not what the manifest says")
+        return data
+
+    def has(self, role: str) -> bool:
+        """True if the recording has a file of that role."""
+        return role in self.facts["files"]
+
+    def truth(self) -> dict[str, Any]:
+        """What QEMU said over QMP at the same stop: `registers` and `vmcb12` by vCPU index."""
+        value: dict[str, Any] = json.loads(self.file("truth"))
+        return value
+
+
+@functools.lru_cache(maxsize=4)
+def _read(name: str) -> bytes:
+    return lzma.decompress((DIRECTORY / name).read_bytes())
+
+
+def fixtures(*, role: str = "stream", host: str | None = None) -> list[Fixture]:
+    """All recordings that have a file of that role."""
+    manifest = json.loads((DIRECTORY / "manifest.json").read_text())
+    every = [Fixture(facts["name"], facts) for facts in manifest["fixtures"]]
+    return [item for item in every if item.has(role) and host in (None, item.facts["host"])]
