@@ -21,12 +21,21 @@ PACKAGED command, RAM goes on after it, and the stream ends with EOF, without vm
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Mapping
 from typing import Final
 from uuid import UUID
 
-from qmpfilter.errors import BugError, FramingError, LimitError, QmpfilterError, StreamError, UnsupportedError
+from qmpfilter.errors import (
+    BugError,
+    FramingError,
+    LimitError,
+    QmpfilterError,
+    StreamError,
+    TruncatedError,
+    UnsupportedError,
+)
 from qmpfilter.wire import ram as ram_section
 from qmpfilter.wire.events import (
     CommandReceived,
@@ -357,11 +366,23 @@ class StreamParser:
             raise LimitError(event.offset + 5, f"a package of at most {self._limits.package} bytes", event.payload)
         self._move(State.PACKAGE)
         yield event
-        offset = self._feed.offset
-        contents = yield from self._feed.take(size, "a package")
-        yield from package_events(contents, offset, self._tail.once)
+        yield from self._package(size)
         yield PackageEnd(self._feed.offset)
         self._move(State.POSTCOPY)
+
+    def _package(self, size: int) -> Steps[Event, None]:
+        offset = self._feed.offset
+        contents = bytearray()
+        while len(contents) < size:
+            more = yield from self._feed.take_available(size - len(contents))
+            if not more:
+                # What is there of it may still tell whoever looks at it what it was.
+                with contextlib.suppress(StreamError):
+                    yield from package_events(bytes(contents), offset, self._tail.once)
+                expected = f"{size - len(contents)} more bytes of a package"
+                raise TruncatedError(offset + len(contents), expected, "the end of input")
+            contents += more
+        yield from package_events(bytes(contents), offset, self._tail.once)
 
 
 class _Iterable:

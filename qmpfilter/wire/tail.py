@@ -4,19 +4,12 @@
 Sections of known layout are told as they come. From the first one whose end is not known, bytes are
 held until vmdesc has arrived, which delimits them all. When vmdesc is there every section, held or
 not, was checked against it before its EOF is told.
-
-To find vmdesc in held bytes without knowing where the sections end, its surroundings are searched:
-``7e <be32> 00 06 <be32 length> {"``. What is found counts only if the text is a vmdesc that divides
-the held bytes exactly, up to that EOF.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import heapq
-import re
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator
 
 from qmpfilter.errors import FramingError, LayoutError, LimitError, StreamError, TruncatedError
 from qmpfilter.wire.devices import known
@@ -24,35 +17,11 @@ from qmpfilter.wire.events import DelimitedBy, DeviceSection, Event, SectionsEnd
 from qmpfilter.wire.feed import Feed, Steps
 from qmpfilter.wire.footers import SectionHeader, footer_candidates, is_incomplete, next_part, section_header
 from qmpfilter.wire.framing import BE32, FOOTER_SIZE, SectionType
+from qmpfilter.wire.search import DESCRIPTION_HEAD, Place, VmdescSearch
 from qmpfilter.wire.sections import Ending, Told, by_footers, by_layout, by_vmdesc, check_against_vmdesc, section
 from qmpfilter.wire.vmdesc import VmDescription
 
 __all__ = ["Tail", "early_section"]
-
-_DESCRIPTION_HEAD: Final = 5  # type byte, be32 length
-# A match takes one byte, so that of two places that overlap both are found.
-_VMDESC_AHEAD: Final = re.compile(rb"\x7e(?=.{4}\x00\x06(.{4})\{\")", re.DOTALL)
-_VMDESC_AHEAD_SIZE: Final = FOOTER_SIZE + 1 + _DESCRIPTION_HEAD + 2
-# How often vmdesc may be mistaken: a hostile guest decides what stands in its devices' state.
-_MAX_CANDIDATES: Final = 256
-# Bytes that may be examined for it in all.
-_MAX_EXAMINED: Final = 192 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A place in held bytes that looks like EOF and vmdesc: `eof` is the EOF byte, `length` the text's."""
-
-    eof: int
-    length: int
-
-    @property
-    def text(self) -> int:
-        return self.eof + 1 + _DESCRIPTION_HEAD
-
-    @property
-    def end(self) -> int:
-        return self.text + self.length
 
 
 class Tail:
@@ -108,76 +77,38 @@ class Tail:
     def _hold(self, feed: Feed, held: bytearray, offset: int) -> Steps[Event, None]:
         """Wait for vmdesc, tell the held sections and EOF, and leave vmdesc itself to `description`."""
         most = self._limit + self._vmdesc_limit
-        searched = count = examined = 0
-        candidates: list[tuple[int, int, _Candidate]] = []
-        error: StreamError | None = None
-        broken: StreamError | None = None
-        while error is None:
-            # All is done in the order of the stream, so that the result does not depend on how it was divided.
-            end = min(len(held), most)
-            for match in (*_VMDESC_AHEAD.finditer(held, searched, end), None):
-                seen = end + 1 if match is None else match.start() + _VMDESC_AHEAD_SIZE
-                while candidates and candidates[0][0] < seen:
-                    candidate = heapq.heappop(candidates)[2]
-                    examined += candidate.end
-                    if examined > _MAX_EXAMINED:
-                        end = candidate.end
-                        error = LimitError(offset + end, "a vmdesc", "too much that only looks like one")
-                        break
-                    divided = self._divided(held, offset, candidate)
-                    if isinstance(divided, StreamError):
-                        broken = divided
+        search = VmdescSearch(offset, self._vmdesc_limit)
+        refuted: StreamError | None = None
+        try:
+            while True:
+                for place in search.places(held, min(len(held), most)):
+                    sections = self._divided(held, offset, place)
+                    if isinstance(sections, StreamError):
+                        refuted = sections
                         continue
-                    for found in divided:
-                        if found.delimited_by is DelimitedBy.FOOTER:
-                            self._inexact.add(found.offset)
-                        yield self.tell(found)
-                    yield SectionsEnd(offset + candidate.eof, bytes(held[candidate.eof : candidate.eof + 1]))
-                    feed.unread(bytes(memoryview(held)[candidate.eof + 1 :]))
+                    yield from self._tell_divided(sections)
+                    yield SectionsEnd(offset + place.eof, bytes(held[place.eof : place.eof + 1]))
+                    feed.unread(bytes(memoryview(held)[place.eof + 1 :]))
                     return
-                if match is None or error is not None:
-                    break
-                count += 1
-                if count > _MAX_CANDIDATES:
-                    end = match.start()
-                    error = LimitError(
-                        offset + end, f"at most {_MAX_CANDIDATES} places that look like vmdesc", "more"
-                    )
-                    break
-                candidate = _Candidate(match.start() + FOOTER_SIZE, BE32.unpack(match[1])[0])
-                if candidate.length <= self._vmdesc_limit:
-                    heapq.heappush(candidates, (candidate.end, candidate.eof, candidate))
-            searched = max(searched, end - _VMDESC_AHEAD_SIZE + 1)
-            if error is None and end == most:
-                error = LimitError(offset, f"device sections of at most {self._limit} bytes", "more without vmdesc")
-            if error is None:
+                if len(held) >= most:
+                    raise LimitError(offset + most, f"vmdesc after at most {self._limit} bytes of sections", "more")
                 more = yield from feed.take_available(self._limit)
                 if not more:
-                    cut = TruncatedError(offset + len(held), "vmdesc after the device sections", "the end of input")
-                    error = broken or cut
-                held += more
-        del held[end:]
-        # The stream is lost, but its sections may still tell whoever looks at it what it was.
-        at = 0
-        while isinstance(header := next_part(held, at), SectionHeader):
-            try:
-                salvaged = by_footers(held, at, header, offset)
-                if salvaged is None:
                     break
-                self.tell(salvaged)
-            except StreamError:
-                break
-            yield salvaged
-            at += len(salvaged.raw)
-        raise error
+                held += more
+        except LimitError as error:
+            yield from self._salvaged(held[: error.offset - offset], offset)
+            raise
+        yield from self._salvaged(held, offset)
+        raise refuted or TruncatedError(offset + len(held), "vmdesc after the device sections", "the end of input")
 
-    def _divided(self, held: bytearray, offset: int, candidate: _Candidate) -> list[DeviceSection] | StreamError:
-        """The held sections if the candidate is vmdesc, else why it is none."""
+    def _divided(self, held: bytearray, offset: int, place: Place) -> list[DeviceSection] | StreamError:
+        """The held sections if vmdesc stands at that place, else why it does not."""
         try:
-            text = bytes(memoryview(held)[candidate.text : candidate.end])
-            vmdesc = VmDescription.parse(text, offset + candidate.text)
+            text = bytes(memoryview(held)[place.text : place.end])
+            vmdesc = VmDescription.parse(text, offset + place.text)
             sections, end = by_vmdesc(held, 0, vmdesc.devices[len(self._told) :], offset)
-            if end != candidate.eof:
+            if end != place.eof:
                 found_instead = bytes(held[end : end + 8])
                 raise LayoutError(offset + end, "EOF after the last section that vmdesc lists", found_instead)
             once = self.once.copy()
@@ -187,6 +118,26 @@ class Tail:
             return error
         return sections
 
+    def _tell_divided(self, sections: list[DeviceSection]) -> Iterator[DeviceSection]:
+        for found in sections:
+            if found.delimited_by is DelimitedBy.FOOTER:
+                self._inexact.add(found.offset)
+            yield self.tell(found)
+
+    def _salvaged(self, held: bytearray, offset: int) -> Iterator[DeviceSection]:
+        """Sections of a stream that is lost: they may still tell whoever looks at it what it was."""
+        at = 0
+        while isinstance(header := next_part(held, at), SectionHeader):
+            try:
+                found = by_footers(held, at, header, offset)
+                if found is None:
+                    return
+                self.tell(found)
+            except StreamError:
+                return
+            yield found
+            at += len(found.raw)
+
     def description(self, feed: Feed) -> Steps[Event, None]:
         """vmdesc, checked against every section told before.
 
@@ -195,7 +146,7 @@ class Tail:
         :raises LimitError: the text is longer than may be held
         """
         offset = feed.offset
-        head = yield from feed.take(_DESCRIPTION_HEAD, "vmdesc")
+        head = yield from feed.take(DESCRIPTION_HEAD, "vmdesc")
         if head[0] != SectionType.VMDESCRIPTION:
             raise FramingError(offset, "vmdesc 06 after EOF (do not set suppress-vmdesc)", head[:1])
         length = BE32.unpack_from(head, 1)[0]

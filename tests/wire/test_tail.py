@@ -222,7 +222,7 @@ def test_the_cut_is_told_even_if_held_bytes_are_forged() -> None:
 @pytest.mark.parametrize(
     ("tail", "limits", "at", "expected"),
     [
-        (build.opaque(9, "x", bytes(999)).section(), Limits(tail=400, vmdesc=400), 0, "at most 400 bytes"),
+        (build.opaque(9, "x", bytes(999)).section(), Limits(tail=400, vmdesc=400), 800, "at most 400 bytes"),
         (build.EOF + build.description(b" " * 101), Limits(vmdesc=100), 2, "a vmdesc of at most 100 bytes"),
         (build.opaque(9, "x", (build.footer(1) + b'\0\x06\0\0\xff\xff{"') * 300).section(), Limits(),
          15 + 256 * 13, "at most 256 places that look like vmdesc"),
