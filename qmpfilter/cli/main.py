@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         cli.main(args=arguments, prog_name="qmpfilter", standalone_mode=False)
     except click.ClickException as error:
-        hint = "; see qmpfilter --help" if isinstance(error, click.UsageError) else ""
+        command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "qmpfilter"
+        hint = f"; see {command} --help" if isinstance(error, click.UsageError) else ""
         return _say(f"{error.format_message().rstrip('.')}{hint}", EXIT_HOST)
     except (click.Abort, KeyboardInterrupt):
         return _say("interrupted", _EXIT_INTERRUPTED)

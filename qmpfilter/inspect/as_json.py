@@ -15,12 +15,14 @@ from qmpfilter.inspect.vcpu import SubsectionValue, Vcpu
 from qmpfilter.layout import Layout
 from qmpfilter.svm import vmcb
 from qmpfilter.svm.findings import Finding
-from qmpfilter.svm.legacy import LegacyState, flag_names
+from qmpfilter.svm.legacy import FORMAT_SVM, FORMAT_VMX, LegacyState, flag_names
 from qmpfilter.wire import cpu
 
 __all__ = ["FORMAT", "report_as_json"]
 
 FORMAT = 1
+
+_FORMATS = {FORMAT_SVM: "svm", FORMAT_VMX: "vmx"}
 
 
 def report_as_json(report: Report, source: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +62,7 @@ def report_as_json(report: Report, source: dict[str, Any]) -> dict[str, Any]:
             ],
         },
         "sections": [_section(row) for row in report.sections],
+        "undecoded_vcpus": report.undecoded_vcpus,
         "vcpus": [vcpu_as_json(vcpu) for vcpu in report.vcpus],
         "error": _error(report.error),
     }
@@ -106,7 +109,7 @@ def _nested_state(vcpu: Vcpu) -> dict[str, Any] | None:
     if state is None:
         return None
     common = {
-        "format": "vmx" if vcpu.vmx else "svm",
+        "format": _FORMATS.get(state.format, hex(state.format)),
         "flags": hex(state.flags),
         "flag_names": flag_names(state.flags),
         "size": state.size,

@@ -48,7 +48,7 @@ def render(
     only_sections: bool = False,
     dumps: bool = False,
 ) -> str:
-    """The report as text.
+    """The report as text; empty if the input was refused at its first bytes.
 
     :param source: what is known of the input itself
     :param terminal: for a terminal: with colours, and as wide as it is
@@ -57,8 +57,10 @@ def render(
     :param dumps: add hexadecimal dumps of the VMCB pages
     """
     parts: list[RenderableType] = []
+    if report.configuration is None:
+        return ""
     if not only_vcpus and not only_sections:
-        parts.append(_summary(report, source))
+        parts.append(_summary(report, report.configuration.machine, source))
     if not only_vcpus:
         parts.append(_sections(report))
     if not only_sections:
@@ -87,10 +89,10 @@ def _pairs() -> Table:
     return table
 
 
-def _summary(report: Report, source: dict[str, Any]) -> RenderableType:
+def _summary(report: Report, machine: str, source: dict[str, Any]) -> RenderableType:
     table = _pairs()
     table.add_row("input", _source_text(source))
-    table.add_row("machine", report.configuration.machine if report.configuration else "unknown")
+    table.add_row("machine", machine)
     table.add_row("capabilities", ", ".join(report.capabilities()) or "none that the stream shows")
     totals = report.totals
     kinds = (
@@ -109,7 +111,8 @@ def _summary(report: Report, source: dict[str, Any]) -> RenderableType:
         table.add_row("", f"{block.name}: {_size(block.length)}, {records.normal} whole, {records.zero} zero")
     in_l2 = [str(vcpu.index) for vcpu in report.vcpus if vcpu.in_l2]
     states = f"; in L2: {', '.join(in_l2)}" if in_l2 else "; none in L2" if report.vcpus else ""
-    table.add_row("vCPUs", f"{len(report.vcpus)}{states}")
+    undecoded = f"; {report.undecoded_vcpus} of an unknown version, not decoded" if report.undecoded_vcpus else ""
+    table.add_row("vCPUs", f"{len(report.vcpus)}{states}{undecoded}")
     table.add_row("ends", _end_text(report))
     return table
 
@@ -125,7 +128,7 @@ def _source_text(source: dict[str, Any]) -> str:
 
 def _end_text(report: Report) -> str:
     if report.error is not None:
-        return f"damaged or cut at offset {report.error.offset:#x}"
+        return f"not read to its end: cut, damaged or unsupported at offset {report.error.offset:#x}"
     if report.postcopy:
         return "complete, switched to postcopy (device sections divided by known layouts and footers)"
     return "complete, every device section agrees with vmdesc"

@@ -75,7 +75,10 @@ class BlockRecords:
 
 @dataclass(slots=True)
 class Report:
-    """Everything known of one stream. Give it every event in order, then `error` if there was one."""
+    """Everything known of one stream. Give it every event in order, then `error` if there was one.
+
+    `undecoded_vcpus` are `cpu` sections of another version than the one whose layout is known.
+    """
 
     configuration: MachineConfiguration | None = None
     commands: set[Command] = field(default_factory=set)
@@ -89,6 +92,7 @@ class Report:
     sections: list[SectionRow] = field(default_factory=list)
     rows_left_out: int = 0
     vcpus: list[Vcpu] = field(default_factory=list)
+    undecoded_vcpus: int = 0
     eof_offset: int | None = None
     vmdesc: VmDescriptionReceived | None = None
     error: StreamError | None = None
@@ -232,8 +236,12 @@ class Report:
                 event.delimited_by,
             )
         )
-        if event.idstr == cpu.IDSTR and event.version_id == cpu.VERSION:
+        if event.idstr != cpu.IDSTR:
+            return
+        if event.version_id == cpu.VERSION:
             self.vcpus.append(decode_vcpu(event))
+        else:
+            self.undecoded_vcpus += 1
 
 
 def _command_text(event: CommandReceived) -> str:

@@ -66,7 +66,7 @@ def test_hex_dumps_the_page(mixed: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_json_has_stable_keys_and_unpadded_numbers(mixed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "--json", str(mixed)]) == EXIT_FINE
     value = json.loads(capsys.readouterr().out)
-    assert set(value) == {"format", "input", "stream", "ram", "sections", "vcpus", "error"}
+    assert set(value) == {"format", "input", "stream", "ram", "sections", "undecoded_vcpus", "vcpus", "error"}
     assert value["error"] is None
     assert value["stream"]["complete"] is True
     assert sum(row["size"] for row in value["sections"]) + 8 == value["input"]["stream_bytes"]

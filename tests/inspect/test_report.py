@@ -8,15 +8,25 @@ from collections.abc import Iterable
 
 import pytest
 
+from qmpfilter.errors import TruncatedError
 from qmpfilter.inspect.as_json import report_as_json
 from qmpfilter.inspect.as_text import hex_dump, render
 from qmpfilter.inspect.collect import Report
 from qmpfilter.wire.cpu import NESTED_STATE, SUBSECTIONS
+from qmpfilter.wire.framing import Command
 from tests.helpers import build
 from tests.helpers.build import EOS, UNTIL_TAIL, Device, Vmsd
 from tests.helpers.parse import parse
 
 SOURCE = {"kind": "migration stream", "compression": None, "stream_bytes": 0, "domain": None}
+
+
+ITERATED = (
+    build.header()
+    + build.configuration()
+    + build.start(build.mem_size(build.PAGE, build.row("pc.ram", build.PAGE)) + EOS)
+    + build.part(build.zero(0, "pc.ram") + EOS)
+)
 
 
 def report_of(stream: bytes) -> Report:
@@ -77,6 +87,23 @@ def test_an_unknown_subsection_is_named_and_kept() -> None:
     assert "from_the_future" in text_of(report)
 
 
+def test_a_cpu_section_of_another_version_is_told() -> None:
+    report = with_devices(build.cpu(4, 0, version=11, short=272))
+    assert report.error is None
+    assert (report.vcpus, report.undecoded_vcpus) == ([], 1)
+    assert "vCPUs 0; 1 of an unknown version, not decoded" in " ".join(text_of(report).split())
+
+
+def test_sections_of_a_cut_package_are_salvaged() -> None:
+    devices = (build.timer(), build.cpu(4, 0, build.nested_svm()), build.opaque(5, "0000:00:02.0/thing", b"state"))
+    contents = build.command(Command.POSTCOPY_LISTEN) + b"".join(device.section() for device in devices)
+    package = build.package(contents, build.command(Command.POSTCOPY_RUN))
+    report = report_of(ITERATED + package[: -len(devices[-1].section())])
+    assert isinstance(report.error, TruncatedError)
+    assert [row.name for row in report.sections if row.type == "FULL"] == ["timer", "cpu"]
+    assert report.vcpus[0].nested is not None
+
+
 def test_parts_of_one_iterable_are_one_row() -> None:
     parts = [build.part(build.zero(page * build.PAGE, "pc.ram") + EOS) for page in range(3)]
     stream = (
@@ -98,13 +125,16 @@ def test_parts_of_one_iterable_are_one_row() -> None:
     ("stream", "ends"),
     [
         (UNTIL_TAIL + build.tail(build.timer()), "complete, every device section agrees with vmdesc"),
-        (UNTIL_TAIL + build.timer().section(), "damaged or cut at offset"),
-        (b"", "damaged or cut at offset 0x0"),
+        (UNTIL_TAIL + build.timer().section(), "not read to its end: cut, damaged or unsupported at offset"),
     ],
-    ids=["complete", "cut in the tail", "empty"],
+    ids=["complete", "cut in the tail"],
 )
 def test_the_summary_says_how_the_stream_ends(stream: bytes, ends: str) -> None:
     assert ends in text_of(report_of(stream))
+
+
+def test_nothing_is_shown_of_what_is_no_stream() -> None:
+    assert text_of(report_of(b"\x7fELF" + bytes(60))) == ""
 
 
 def test_sections_of_a_cut_tail_are_salvaged() -> None:
