@@ -8,13 +8,13 @@ import random
 import pytest
 
 from qmpfilter.errors import StreamError
-from qmpfilter.inspect.collect import Report
 from qmpfilter.svm import vmcb
 from qmpfilter.wire.events import Event
 from qmpfilter.wire.parser import State, StreamParser
 from qmpfilter.wire.returnpath import Message, MessageType, ReturnPathEvent, ReturnPathParser
 from tests.helpers.fixtures import Fixture, fixtures
 from tests.helpers.parse import merged, parse, rejoined, told_by
+from tests.helpers.report import report_of
 from tests.helpers.truth import decoded_registers, spoken_registers
 
 STREAMS = fixtures()
@@ -23,15 +23,6 @@ _DIVISIONS = 25
 _FEWEST_REGISTERS = 52
 
 each_stream = pytest.mark.parametrize("fixture", STREAMS, ids=str)
-
-
-def report_of(data: bytes) -> Report:
-    parsed = parse(data)
-    assert parsed.error is None
-    report = Report()
-    for event in parsed.events:
-        report.add(event)
-    return report
 
 
 @each_stream

@@ -202,6 +202,9 @@ def _nested_state(state: LegacyState) -> RenderableType:
     table.add_row("era", state.era.value)
     table.add_row("intercepts", ", ".join(vmcb.intercepts(state.control)) or "none")
     table.add_row("VMCB12", _named((name, vmcb.CONTROL.get(state.control, name)) for name in _CONTROL_SHOWN))
+    for name, bits in (("int_ctl", vmcb.IntCtl), ("int_state", vmcb.IntState)):
+        if value := vmcb.CONTROL.get(state.control, name):
+            table.add_row("", f"{name} {' '.join(vmcb.named_bits(bits, value))}")
     paging = vmcb.CONTROL.get(state.control, "misc_ctl") & vmcb.MiscCtl.NP
     table.add_row("", f"nested paging {'on' if paging else 'off'}")
     event = vmcb.EventInjection.from_control(state.control)
@@ -228,7 +231,9 @@ def _registers(vcpu: Vcpu) -> RenderableType:
         table.add_row(*cells[start : start + width])
     segments = _pairs()
     for name in vmcb.SEGMENTS:
-        segments.add_row(name, str(Segment.from_cpu(vcpu.block, name)))
+        segment = Segment.from_cpu(vcpu.block, name)
+        table_register = name in ("gdtr", "idtr")
+        segments.add_row(name, f"base {segment.base:#x} limit {segment.limit:#x}" if table_register else str(segment))
     title = "L2's registers" if vcpu.in_l2 else "registers"
     events = _pairs()
     events.add_row("pending", _pending(vcpu))

@@ -17,7 +17,7 @@ from qmpfilter.wire.feed import NEED_DATA, Feed, NeedData, Steps
 from qmpfilter.wire.framing import BE32, BE64, COMMAND_HEADER
 from qmpfilter.wire.names import name_at
 
-__all__ = ["Bitmap", "Message", "MessageType", "RequestPages", "ReturnPathEvent", "ReturnPathParser", "shut"]
+__all__ = ["Bitmap", "Message", "MessageType", "RequestPages", "ReturnPathEvent", "ReturnPathParser"]
 
 _BITMAP_END: Final = 0x0123456789ABCDEF  # ram.c:45, RAMBLOCK_RECV_BITMAP_ENDING
 
@@ -159,8 +159,3 @@ def _request(offset: int, raw: bytes, payload: bytes, *, named: bool) -> Request
         raise FramingError(offset, "REQ_PAGES_ID with the name of a RAM block", raw)
     block = name_at(payload[13:], offset + 17, "a RAM block") if named else None
     return RequestPages(offset, raw, BE64.unpack_from(payload)[0], BE32.unpack_from(payload, 8)[0], block)
-
-
-def shut(status: int) -> bytes:
-    """The message SHUT: `status` 0 tells the source that the destination runs the guest, any other that it failed."""
-    return COMMAND_HEADER.pack(MessageType.SHUT, 4) + BE32.pack(status)

@@ -9,13 +9,13 @@ import tracemalloc
 import pytest
 
 from qmpfilter.errors import FramingError, LayoutError, LimitError, StreamError
-from qmpfilter.inspect.collect import Report
 from qmpfilter.wire.events import DeviceSection
 from qmpfilter.wire.framing import BE32, Command
 from qmpfilter.wire.vmdesc import VmDescription
 from tests.helpers import build
 from tests.helpers.build import EOS, UNTIL_TAIL
 from tests.helpers.parse import Parsed, parse
+from tests.helpers.report import report_of
 
 UMWAIT = build.Vmsd("cpu/umwait", (build.field("umwait", bytes(4)),))
 NOPE = build.Vmsd("cpu/nope", (build.field("x", bytes(3)),))
@@ -30,14 +30,6 @@ def devices(parsed: Parsed) -> list[tuple[str, int]]:
 
 def looks_like_vmdesc(text: bytes) -> bytes:
     return build.footer(7) + build.EOF + build.description(text)
-
-
-def report_of(stream: bytes) -> Report:
-    parsed = parse(stream)
-    report = Report(error=parsed.error)
-    for event in parsed.events:
-        report.add(event)
-    return report
 
 
 @pytest.mark.parametrize("chunks", [None, 1, 13, 1000])

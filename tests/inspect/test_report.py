@@ -16,7 +16,7 @@ from qmpfilter.wire.cpu import NESTED_STATE, SUBSECTIONS
 from qmpfilter.wire.framing import Command
 from tests.helpers import build
 from tests.helpers.build import EOS, UNTIL_TAIL, Device, Vmsd
-from tests.helpers.parse import parse
+from tests.helpers.report import report_of
 
 SOURCE = {"kind": "migration stream", "compression": None, "stream_bytes": 0, "domain": None}
 
@@ -27,14 +27,6 @@ ITERATED = (
     + build.start(build.mem_size(build.PAGE, build.row("pc.ram", build.PAGE)) + EOS)
     + build.part(build.zero(0, "pc.ram") + EOS)
 )
-
-
-def report_of(stream: bytes) -> Report:
-    parsed = parse(stream)
-    report = Report(error=parsed.error)
-    for event in parsed.events:
-        report.add(event)
-    return report
 
 
 def with_devices(*devices: Device) -> Report:

@@ -17,7 +17,6 @@ from qmpfilter.wire.returnpath import (
     RequestPages,
     ReturnPathEvent,
     ReturnPathParser,
-    shut,
 )
 from tests.helpers import build
 from tests.helpers.parse import rejoined, told_by
@@ -51,8 +50,8 @@ EMPTY_BITMAP = message(5, build.label("rom")) + build.be((8, 0)) + END
 
 MESSAGES: list[tuple[bytes, ReturnPathEvent]] = [
     (PONG, Message(0, PONG, MessageType.PONG, 1)),
-    (shut(0), Message(0, shut(0), MessageType.SHUT, 0)),
-    (shut(1), Message(0, shut(1), MessageType.SHUT, 1)),
+    (message(1, bytes(4)), Message(0, bytes.fromhex("0001 0004 00000000"), MessageType.SHUT, 0)),
+    (message(1, b"\0\0\0\1"), Message(0, bytes.fromhex("0001 0004 00000001"), MessageType.SHUT, 1)),
     (message(6, b"\0\0\0\1"), Message(0, message(6, b"\0\0\0\1"), MessageType.RESUME_ACK, 1)),
     (message(7), Message(0, message(7), MessageType.SWITCHOVER_ACK)),
     (PAGES, RequestPages(0, PAGES, 0x3000, 0x2000, None)),
@@ -68,11 +67,6 @@ def test_messages_are_those_of_qemu() -> None:
         "SHUT", "PONG", "REQ_PAGES_ID", "REQ_PAGES", "RECV_BITMAP", "RESUME_ACK", "SWITCHOVER_ACK",
     ]  # fmt: skip
     assert [kind.value for kind in MessageType] == [1, 2, 3, 4, 5, 6, 7]
-
-
-def test_shut() -> None:
-    assert shut(0) == bytes.fromhex("0001 0004 00000000")
-    assert shut(1) == bytes.fromhex("0001 0004 00000001")
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])
