@@ -9,6 +9,7 @@
     │   ├── TruncatedError    the input ended inside something
     │   ├── LimitError        a length or a count beyond what the parser will hold
     │   ├── LayoutError       a section disagrees with its known layout or with vmdesc
+    │   ├── RecordError       an svm2 record is damaged or stands in the wrong page
     │   ├── UnsupportedError  legal, but nothing that can be read here (TLS, COLO, RDMA ...)
     │   └── ImageError        the libvirt save image around the stream
     ├── PolicyError           what the operator asked for forbids it
@@ -29,6 +30,7 @@ __all__ = [
     "LimitError",
     "PolicyError",
     "QmpfilterError",
+    "RecordError",
     "StreamError",
     "TruncatedError",
     "UnsupportedError",
@@ -70,6 +72,11 @@ class LimitError(StreamError):
 
 class LayoutError(StreamError):
     """A section disagrees with its known layout, with its footer, or with vmdesc."""
+
+
+class RecordError(StreamError):
+    """An svm2 record is damaged, or describes another page than the one it stands in; the offset is counted
+    from the start of that page."""
 
 
 class UnsupportedError(StreamError):

@@ -7,6 +7,7 @@ and counts are numbers; fields that are signed in QEMU are numbers too; opaque b
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from qmpfilter.errors import StreamError
@@ -16,6 +17,7 @@ from qmpfilter.layout import Layout
 from qmpfilter.svm import vmcb
 from qmpfilter.svm.findings import Finding
 from qmpfilter.svm.legacy import FORMAT_SVM, FORMAT_VMX, LegacyState, flag_names
+from qmpfilter.svm.svm2 import L1Visible, Svm2Flags, Svm2State, Validity
 from qmpfilter.wire import cpu
 
 __all__ = ["FORMAT", "report_as_json"]
@@ -114,7 +116,7 @@ def _nested_state(vcpu: Vcpu) -> dict[str, Any] | None:
         "flag_names": flag_names(state.flags),
         "size": state.size,
     }
-    return common if vcpu.vmx else {**common, **_svm(state)}
+    return common if vcpu.vmx else {**common, **_svm(state), "svm2": _svm2(vcpu.svm2)}
 
 
 def _svm(state: LegacyState) -> dict[str, Any]:
@@ -134,6 +136,19 @@ def _svm(state: LegacyState) -> dict[str, Any]:
         else None,
         "vmcb12_control": layout_as_json(vmcb.CONTROL, vmcb.CONTROL.parse(state.control)),
         "l1_save": layout_as_json(vmcb.SAVE, vmcb.SAVE.parse(state.save)),
+    }
+
+
+def _svm2(state: Svm2State | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
+    return {
+        "flags": vmcb.named_bits(Svm2Flags, state.flags),
+        "exact": vmcb.named_bits(Validity, state.validity),
+        "producer": state.producer,
+        "producer_version": state.producer_version,
+        "l1_visible": {item.name: hex(getattr(state.l1_visible, item.name)) for item in fields(L1Visible)},
+        "vmcb12_save": layout_as_json(vmcb.SAVE, vmcb.SAVE.parse(state.vmcb12_save)),
     }
 
 

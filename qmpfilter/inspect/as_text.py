@@ -18,6 +18,7 @@ from qmpfilter.svm import vmcb
 from qmpfilter.svm.findings import Severity
 from qmpfilter.svm.legacy import LegacyState, flag_names
 from qmpfilter.svm.segment import Segment
+from qmpfilter.svm.svm2 import Svm2Flags, Svm2State, Validity
 from qmpfilter.wire import cpu
 
 __all__ = ["hex_dump", "render"]
@@ -173,6 +174,8 @@ def _vcpu(vcpu: Vcpu, *, dumps: bool) -> RenderableType:
         parts.append(_indented(Text("nested state of Intel VMX: not decoded")))
     elif vcpu.nested is not None:
         parts.append(_indented(_nested_state(vcpu.nested)))
+        if vcpu.svm2 is not None:
+            parts.append(_indented(_svm2(vcpu.svm2)))
         if dumps and vcpu.nested.page is not None:
             parts.append(_indented(Text("VMCB12 control area and L1 save area, zero rows left out", style="bold")))
             parts.append(_indented(Text("\n".join(hex_dump(vcpu.nested.page)))))
@@ -212,6 +215,14 @@ def _nested_state(state: LegacyState) -> RenderableType:
     table.add_row("L1 save", _named((name, vmcb.SAVE.get(state.save, name)) for name in _L1_SHOWN))
     for name in ("cs", "ss", "ds", "es"):
         table.add_row("", f"{name:<3} {Segment.from_save(state.save, name)}")
+    return table
+
+
+def _svm2(state: Svm2State) -> RenderableType:
+    table = _pairs()
+    table.add_row("svm2", f"a record of producer {state.producer}, version {state.producer_version}")
+    table.add_row("", f"flags {' '.join(vmcb.named_bits(Svm2Flags, state.flags)) or 'none'}")
+    table.add_row("", f"exact {' '.join(vmcb.named_bits(Validity, state.validity)) or 'nothing that may be guessed'}")
     return table
 
 

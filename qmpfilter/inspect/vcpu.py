@@ -6,8 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qmpfilter.svm.findings import Finding, examine
+from qmpfilter.errors import RecordError
+from qmpfilter.svm import annex
+from qmpfilter.svm.findings import Finding, Severity, examine
 from qmpfilter.svm.legacy import LegacyState
+from qmpfilter.svm.svm2 import Svm2State
 from qmpfilter.wire import cpu
 from qmpfilter.wire.events import DeviceSection
 from qmpfilter.wire.vmsd import Subsection, SubsectionAt
@@ -31,7 +34,8 @@ class SubsectionValue:
 class Vcpu:
     """One vCPU: the decoded fields of its section, and its nested state if it has one.
 
-    `vmx` is True for a nested state of VMX, which is named and not decoded.
+    `vmx` is True for a nested state of VMX, which is named and not decoded. `svm2` is the record in the annex
+    of the nested state's page, if there is a good one.
     """
 
     index: int
@@ -41,6 +45,7 @@ class Vcpu:
     registers: dict[str, Any]
     subsections: tuple[SubsectionValue, ...]
     nested: LegacyState | None
+    svm2: Svm2State | None
     vmx: bool
     findings: tuple[Finding, ...]
 
@@ -59,6 +64,12 @@ def decode_vcpu(section: DeviceSection) -> Vcpu:
     """Decode a `cpu` section of version 12."""
     block = section.raw[section.body : section.body + cpu.BLOCK.size]
     nested, vmx = _nested_state(section)
+    findings = examine(nested, block, [sub.name for sub in section.subsections])
+    svm2 = None
+    try:
+        svm2 = _record(nested)
+    except RecordError as error:
+        findings.append(Finding("svm2-record", Severity.REFUSE, f"The svm2 record is damaged: {error}.", "svm2"))
     return Vcpu(
         section.instance_id,
         section.offset,
@@ -67,9 +78,16 @@ def decode_vcpu(section: DeviceSection) -> Vcpu:
         cpu.BLOCK.parse(block),
         tuple(_subsection(section, sub, cpu.SUBSECTIONS.get(sub.name)) for sub in section.subsections),
         nested,
+        svm2,
         vmx,
-        tuple(examine(nested, block, [sub.name for sub in section.subsections])),
+        tuple(findings),
     )
+
+
+def _record(nested: LegacyState | None) -> Svm2State | None:
+    if nested is None or nested.page is None:
+        return None
+    return annex.decode(nested.page, nested.vmcb_pa, run_pending=nested.run_pending, gif=nested.gif)
 
 
 def _subsection(section: DeviceSection, at: SubsectionAt, declared: Subsection | None) -> SubsectionValue:

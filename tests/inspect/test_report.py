@@ -12,11 +12,13 @@ from qmpfilter.errors import TruncatedError
 from qmpfilter.inspect.as_json import report_as_json
 from qmpfilter.inspect.as_text import hex_dump, render
 from qmpfilter.inspect.collect import Report
+from qmpfilter.svm import annex
 from qmpfilter.wire.cpu import NESTED_STATE, SUBSECTIONS
 from qmpfilter.wire.framing import Command
 from tests.helpers import build
 from tests.helpers.build import EOS, UNTIL_TAIL, Device, Vmsd
 from tests.helpers.report import report_of
+from tests.svm.test_annex import STATE
 
 SOURCE = {"kind": "migration stream", "compression": None, "stream_bytes": 0, "domain": None}
 
@@ -64,6 +66,19 @@ def test_nested_vmx_is_named_and_not_decoded() -> None:
     state = report_as_json(report, SOURCE)["vcpus"][0]["nested_state"]
     assert state == {"format": "vmx", "flags": "0x1", "flag_names": ["GUEST_MODE"], "size": 0x1080}
     assert "nested state of Intel VMX: not decoded" in text_of(report)
+
+
+def test_an_svm2_record_is_told_and_a_damaged_one_is_refused() -> None:
+    page = annex.encode(STATE)
+    good = with_devices(build.cpu(4, 0, build.nested_svm(STATE.vmcb_pa, page)))
+    assert good.vcpus[0].svm2 == STATE
+    told = report_as_json(good, SOURCE)["vcpus"][0]["nested_state"]["svm2"]
+    assert (told["flags"], told["exact"]) == (["CONVERTED"], ["G_PAT", "SPEC_CTRL"])
+    assert "a record of producer 1, version 1" in text_of(good)
+    bad = with_devices(build.cpu(4, 0, build.nested_svm(STATE.vmcb_pa, page[:-1] + b"x")))
+    assert bad.vcpus[0].svm2 is None
+    assert [finding.code for finding in bad.vcpus[0].findings][-1] == "svm2-record"
+    assert "The svm2 record is damaged: offset 0xca4" in " ".join(text_of(bad).split())
 
 
 def test_an_unknown_subsection_is_named_and_kept() -> None:
