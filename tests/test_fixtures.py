@@ -108,4 +108,7 @@ def test_capabilities_that_leave_a_trace_are_told() -> None:
     traced = {"return-path", "postcopy-ram", "xbzrle"}
     for fixture in STREAMS:
         told = set(report_of(fixture.file("stream")).capabilities())
-        assert told & traced == set(fixture.facts["capabilities"]) & traced, fixture.name
+        used = set(fixture.facts["capabilities"])
+        # Postcopy opens the return path by itself, which hides whether the capability was set.
+        expected = used - {"return-path"} if "postcopy-ram" in used else used
+        assert told & traced == expected & traced, fixture.name

@@ -21,7 +21,7 @@ from qmpfilter.wire.parser import StreamParser
 
 __all__ = ["inspect"]
 
-# Larger buffers fall out of the second-level cache and are read more slowly.
+# Larger buffers do not stay in a core's own cache and are read more slowly.
 _BUFFER: Final = 256 * 1024
 
 
@@ -49,6 +49,8 @@ def inspect(path: str, as_json: bool, vcpus: tuple[int, ...], sections: bool, du
     """  # fmt: skip
     if as_json and (sections or dumps or vcpus):
         raise click.UsageError("--json prints everything: it goes with none of --vcpu, --sections and --hex")
+    if sections and (dumps or vcpus):
+        raise click.UsageError("--sections shows no vCPU: it goes with neither --vcpu nor --hex")
     with open_source(path) as source:
         report, stream_bytes = _read(source)
         about = _about(source, stream_bytes)

@@ -27,7 +27,7 @@ EXIT_HOST: Final = 3
 _EXIT_INTERRUPTED: Final = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="qmpfilter")
 def cli() -> None:
     """Live migration of AMD virtual machines that run virtual machines."""

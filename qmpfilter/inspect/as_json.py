@@ -2,7 +2,7 @@
 """A report as JSON values with stable keys.
 
 Addresses and registers are hexadecimal strings without padding, like ``"0x10023f"``; offsets, sizes
-and counts are numbers; fields that are signed in QEMU are numbers too; opaque bytes are hex text.
+and counts are numbers; fields that are signed in QEMU, up to 32 bits, are numbers too; opaque bytes are hex text.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from qmpfilter.wire import cpu
 __all__ = ["FORMAT", "report_as_json"]
 
 FORMAT = 1
+_WIDE = 8
+_MASK = (1 << 8 * _WIDE) - 1
 
 _FORMATS = {FORMAT_SVM: "svm", FORMAT_VMX: "vmx"}
 
@@ -87,23 +89,31 @@ def vcpu_as_json(vcpu: Vcpu) -> dict[str, Any]:
         "segments": segments,
         "subsections": [_subsection(sub) for sub in vcpu.subsections],
         "nested_state": _nested_state(vcpu),
-        "warnings": [_finding(finding) for finding in vcpu.findings],
+        "findings": [_finding(finding) for finding in vcpu.findings],
     }
 
 
 def layout_as_json(layout: Layout, values: dict[str, Any]) -> dict[str, Any]:
-    """The values of a layout's fields: signed numbers as numbers, others in hexadecimal."""
-    return {name: _value(value, signed=layout.is_signed(name)) for name, value in values.items()}
+    """The values of a layout's fields: signed numbers as numbers, others in hexadecimal.
+
+    Signed numbers of 64 bits, which not every reader of JSON keeps exactly, are in hexadecimal too, as two's
+    complement.
+    """
+    return {name: _value(value, number=_is_number(layout, name)) for name, value in values.items()}
 
 
-def _value(value: Any, *, signed: bool = False) -> Any:
+def _is_number(layout: Layout, name: str) -> bool:
+    return layout.is_signed(name) and layout.fields[name].size < _WIDE
+
+
+def _value(value: Any, *, number: bool = False) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, list):
         return [_value(item) for item in value]
     if isinstance(value, dict):
         return {key: _value(item) for key, item in value.items()}
-    return value if signed else hex(value)
+    return value if number else hex(value & _MASK)
 
 
 def _nested_state(vcpu: Vcpu) -> dict[str, Any] | None:
@@ -181,10 +191,17 @@ def _subsection(sub: SubsectionValue) -> dict[str, Any]:
         "offset": sub.offset,
         "size": sub.size,
         "known": sub.declared is not None,
-        # The VMCB12 page is shown decoded in nested_state.
-        "fields": layout_as_json(sub.declared.layout, sub.values) if sub.declared else {},
+        "fields": _fields(sub),
         "subsections": [_subsection(child) for child in sub.children],
     }
+
+
+def _fields(sub: SubsectionValue) -> dict[str, Any]:
+    if sub.declared is None:
+        return {}
+    # The page is shown decoded, in nested_state.
+    values = {name: value for name, value in sub.values.items() if name != "vmcb12"}
+    return layout_as_json(sub.declared.layout, values)
 
 
 def _finding(finding: Finding) -> dict[str, str]:

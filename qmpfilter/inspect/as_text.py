@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A report as text for a person. Importing rich costs 60 ms, so only this module does."""
+"""A report as text for a person. Only this module imports rich, which takes its time."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from qmpfilter.inspect.collect import Report
+from qmpfilter.inspect.collect import BlockRecords, Report
 from qmpfilter.inspect.vcpu import Vcpu
 from qmpfilter.svm import vmcb
 from qmpfilter.svm.findings import Severity
-from qmpfilter.svm.legacy import LegacyState, flag_names
+from qmpfilter.svm.legacy import Era, LegacyState, flag_names
 from qmpfilter.svm.segment import Segment
 from qmpfilter.svm.svm2 import Svm2Flags, Svm2State, Validity
 from qmpfilter.wire import cpu
@@ -25,7 +25,6 @@ __all__ = ["hex_dump", "render"]
 
 _CONTROL_SHOWN: Final = (
     "iopm_base_pa", "msrpm_base_pa", "tsc_offset", "asid", "int_ctl", "int_state", "nested_cr3", "next_rip",
-    "exit_code",
 )  # fmt: skip
 _L1_SHOWN: Final = ("rip", "rsp", "rax", "rflags", "cr0", "cr3", "cr4", "efer")
 _L2_SHOWN: Final = (
@@ -34,7 +33,11 @@ _L2_SHOWN: Final = (
     "star", "lstar", "cstar", "fmask", "kernelgsbase", "sysenter_cs",
     "sysenter_esp", "sysenter_eip", "xcr0", "tsc_aux", "vm_hsave", "hflags",
 )  # fmt: skip
-_COLUMNS: Final = 4
+_MOST_COLUMNS: Final = 4
+# Few section names are longer, and with it the table fits 80 columns.
+_NAME_WIDTH: Final = 24
+# A register's name and value, the space behind each, and a share of the indentation.
+_COLUMN_WIDTH: Final = 36
 _WIDTH_WITHOUT_TERMINAL: Final = 160
 _ROW_BYTES: Final = 16
 _SEVERITY_STYLE: Final = {Severity.REFUSE: "bold red", Severity.WARN: "yellow"}
@@ -57,15 +60,8 @@ def render(
     :param only_sections: show the section table and nothing else
     :param dumps: add hexadecimal dumps of the VMCB pages
     """
-    parts: list[RenderableType] = []
     if report.configuration is None:
         return ""
-    if not only_vcpus and not only_sections:
-        parts.append(_summary(report, report.configuration.machine, source))
-    if not only_vcpus:
-        parts.append(_sections(report))
-    if not only_sections:
-        parts += [_vcpu(vcpu, dumps=dumps) for vcpu in report.vcpus if not only_vcpus or vcpu.index in only_vcpus]
     text = io.StringIO()
     console = Console(
         file=text,
@@ -75,6 +71,15 @@ def render(
         markup=False,
         emoji=False,
     )
+    parts: list[RenderableType] = []
+    if not only_vcpus and not only_sections:
+        parts.append(_summary(report, report.configuration.machine, source))
+    if not only_vcpus:
+        parts.append(_sections(report))
+    if not only_sections:
+        columns = max(1, min(_MOST_COLUMNS, console.width // _COLUMN_WIDTH))
+        chosen = (vcpu for vcpu in report.vcpus if not only_vcpus or vcpu.index in only_vcpus)
+        parts += [_vcpu(vcpu, columns, dumps=dumps) for vcpu in chosen]
     for number, part in enumerate(parts):
         if number:
             console.print()
@@ -96,26 +101,30 @@ def _summary(report: Report, machine: str, source: dict[str, Any]) -> Renderable
     table.add_row("machine", machine)
     table.add_row("capabilities", ", ".join(report.capabilities()) or "none that the stream shows")
     totals = report.totals
-    kinds = (
-        (totals.normal, "sent whole"),
-        (totals.zero, "zero"),
-        (totals.xbzrle, "XBZRLE"),
-        (totals.compressed, "compressed"),
-    )
-    table.add_row(
-        "RAM",
-        f"{_size(report.ram_total)} in {len(report.blocks)} blocks; {totals.pages} page records: "
-        + (", ".join(f"{count} {kind}" for count, kind in kinds if count) or "none on this channel"),
-    )
+    size = f"{_size(report.ram_total)} in {len(report.blocks)} blocks"
+    table.add_row("RAM", f"{size}; {totals.pages} page records: {_kinds(totals)}")
     for block in report.blocks:
         records = report.records[block.name]
-        table.add_row("", f"{block.name}: {_size(block.length)}, {records.normal} whole, {records.zero} zero")
-    in_l2 = [str(vcpu.index) for vcpu in report.vcpus if vcpu.in_l2]
+        table.add_row("", f"{block.name}: {_size(block.length)}, {_kinds(records)}")
+    in_l2 = [f"vCPU {vcpu.index}" for vcpu in report.vcpus if vcpu.in_l2]
     states = f"; in L2: {', '.join(in_l2)}" if in_l2 else "; none in L2" if report.vcpus else ""
+    if report.error and not report.vcpus:
+        states = " read"
     undecoded = f"; {report.undecoded_vcpus} of an unknown version, not decoded" if report.undecoded_vcpus else ""
     table.add_row("vCPUs", f"{len(report.vcpus)}{states}{undecoded}")
     table.add_row("ends", _end_text(report))
     return table
+
+
+def _kinds(records: BlockRecords) -> str:
+    """How many records of each kind, without those that there are none of."""
+    kinds = (
+        (records.normal, "normal"),
+        (records.zero, "zero"),
+        (records.xbzrle, "XBZRLE"),
+        (records.compressed, "compressed"),
+    )
+    return ", ".join(f"{count} {kind}" for count, kind in kinds if count) or "none on this channel"
 
 
 def _source_text(source: dict[str, Any]) -> str:
@@ -132,7 +141,7 @@ def _end_text(report: Report) -> str:
         return f"not read to its end: cut, damaged or unsupported at offset {report.error.offset:#x}"
     if report.postcopy:
         return "complete, switched to postcopy (device sections divided by known layouts and footers)"
-    return "complete, every device section agrees with vmdesc"
+    return "complete, divided and checked by vmdesc"
 
 
 def _size(size: int) -> str:
@@ -140,14 +149,14 @@ def _size(size: int) -> str:
 
 
 def _sections(report: Report) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("offset", justify="right", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("section", no_wrap=True)
-    table.add_column("name", overflow="fold")
-    for title in ("id", "instance", "version"):
+    table.add_column("name", overflow="fold", min_width=_NAME_WIDTH)
+    for title in ("id", "inst", "ver"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("end known by", no_wrap=True)
+    table.add_column("end by", no_wrap=True)
     for row in report.sections:
         kind = f"{row.type} x{row.count}" if row.count > 1 else row.type
         numbers = (row.section_id, row.instance_id, row.version_id)
@@ -164,7 +173,7 @@ def _sections(report: Report) -> Table:
     return table
 
 
-def _vcpu(vcpu: Vcpu, *, dumps: bool) -> RenderableType:
+def _vcpu(vcpu: Vcpu, columns: int, *, dumps: bool) -> RenderableType:
     place = "in L2" if vcpu.in_l2 else "not in L2"
     smm = ", in SMM" if vcpu.in_smm else ""
     parts: list[RenderableType] = [
@@ -172,14 +181,20 @@ def _vcpu(vcpu: Vcpu, *, dumps: bool) -> RenderableType:
     ]
     if vcpu.vmx:
         parts.append(_indented(Text("nested state of Intel VMX: not decoded")))
-    elif vcpu.nested is not None:
+    elif vcpu.nested is None:
+        parts.append(_indented(Text("no nested state in the stream")))
+    else:
         parts.append(_indented(_nested_state(vcpu.nested)))
         if vcpu.svm2 is not None:
             parts.append(_indented(_svm2(vcpu.svm2)))
         if dumps and vcpu.nested.page is not None:
             parts.append(_indented(Text("VMCB12 control area and L1 save area, zero rows left out", style="bold")))
             parts.append(_indented(Text("\n".join(hex_dump(vcpu.nested.page)))))
-    parts.append(_indented(_registers(vcpu)))
+    parts.append(_indented(_registers(vcpu, columns)))
+    if vcpu.in_l2 and vcpu.nested is not None:
+        parts.append(
+            _indented(Text("dr7 may be L1's: KVM gives L2's own only after L2 has touched a debug register"))
+        )
     others = [sub.name.removeprefix("cpu/") for sub in vcpu.subsections if sub.name != cpu.NESTED_STATE.name]
     if others:
         table = _pairs()
@@ -202,7 +217,6 @@ def _nested_state(state: LegacyState) -> RenderableType:
         table.add_row("page", "none")
         return table
     table.add_row("vmcb_pa", f"{state.vmcb_pa:#x}")
-    table.add_row("era", state.era.value)
     table.add_row("intercepts", ", ".join(vmcb.intercepts(state.control)) or "none")
     table.add_row("VMCB12", _named((name, vmcb.CONTROL.get(state.control, name)) for name in _CONTROL_SHOWN))
     for name, bits in (("int_ctl", vmcb.IntCtl), ("int_state", vmcb.IntState)):
@@ -212,7 +226,10 @@ def _nested_state(state: LegacyState) -> RenderableType:
     table.add_row("", f"nested paging {'on' if paging else 'off'}")
     event = vmcb.EventInjection.from_control(state.control)
     table.add_row("EVENTINJ", str(event) if event.valid else "none")
-    table.add_row("L1 save", _named((name, vmcb.SAVE.get(state.save, name)) for name in _L1_SHOWN))
+    table.add_row(
+        "L1 save", f"as taken from {state.era.value}" if state.era is not Era.UNKNOWN else "of unknown origin"
+    )
+    table.add_row("", _named((name, vmcb.SAVE.get(state.save, name)) for name in _L1_SHOWN))
     for name in ("cs", "ss", "ds", "es"):
         table.add_row("", f"{name:<3} {Segment.from_save(state.save, name)}")
     return table
@@ -230,14 +247,14 @@ def _named(values: Iterator[tuple[str, int]]) -> str:
     return " ".join(f"{name}={value:#x}" for name, value in values)
 
 
-def _registers(vcpu: Vcpu) -> RenderableType:
+def _registers(vcpu: Vcpu, columns: int) -> RenderableType:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for _ in range(_COLUMNS):
+    for _ in range(columns):
         table.add_column(style="cyan", no_wrap=True)
         table.add_column(no_wrap=True)
     names = (*cpu.GENERAL_REGISTERS, "rip", "rflags", *_L2_SHOWN)
     cells = [cell for name in names for cell in (name, f"{vcpu.registers[name]:#x}")]
-    width = 2 * _COLUMNS
+    width = 2 * columns
     for start in range(0, len(cells), width):
         table.add_row(*cells[start : start + width])
     segments = _pairs()

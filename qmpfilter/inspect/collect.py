@@ -155,7 +155,8 @@ class Report:
         yield from self.configuration.capabilities if self.configuration else ()
         if self.configuration and self.configuration.uuid:
             yield "validate-uuid"
-        if Command.OPEN_RETURN_PATH in self.commands:
+        # The source opens it for postcopy too, with or without the capability (QEMU 10.2.2 migration.c:3785).
+        if Command.OPEN_RETURN_PATH in self.commands and not self.postcopy_advised:
             yield "return-path"
         if self.postcopy_advised:
             yield "postcopy-ram"

@@ -2,7 +2,8 @@
 """What is wrong, or will be lost, in one vCPU's nested state, as far as its own section tells.
 
 :func:`examine` walks tables of rules. A rule is a row: a stable code, a condition, and one sentence.
-What depends on the destination (its kernel, CPUID, physical address width) is not judged here.
+Where only some kernels check, the strictest counts: no hardware enters such a state either. What depends on
+one destination (its CPUID, physical address width, parameters) is not judged here.
 
 Sources: the checks of Linux 5.8 to 7.3 arch/x86/kvm/svm/nested.c, svm_set_nested_state,
 nested_vmcb_check_controls and __nested_vmcb_check_save; QEMU 10.2.2 target/i386/machine.c
@@ -50,7 +51,7 @@ class Severity(Enum):
     """What a finding asks for."""
 
     REFUSE = "refuse"
-    """Damaged, contradictory, or certain to be rejected or corrupted by the destination."""
+    """Damaged or contradictory, or state that a kernel of the supported range rejects or corrupts."""
     WARN = "warn"
     """Legal, but something is lost or cannot be verified, as it is without a filter."""
 

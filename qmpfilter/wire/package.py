@@ -14,22 +14,22 @@ from qmpfilter.errors import FramingError, LayoutError
 from qmpfilter.wire.events import CommandReceived, DeviceSection
 from qmpfilter.wire.footers import SectionHeader, next_part
 from qmpfilter.wire.framing import COMMAND_HEADER, Command
-from qmpfilter.wire.sections import Told, by_footers
+from qmpfilter.wire.sections import SeenSections, by_footers
 
 __all__ = ["package_events"]
 
 
 def package_events(
-    contents: bytes, offset: int, once: Told | None = None
+    contents: bytes, offset: int, seen: SeenSections | None = None
 ) -> Iterator[CommandReceived | DeviceSection]:
     """Divide a package.
 
     :param offset: stream offset of its first byte
-    :param once: the device sections before it, to which its own are added
+    :param seen: the device sections before it, to which its own are added
     :raises FramingError: something else than commands and device sections, or a section twice
     :raises LayoutError: a section without an end, or one that departs from its known layout
     """
-    once = Told() if once is None else once
+    seen = SeenSections() if seen is None else seen
     at = 0
     while at < len(contents):
         part = next_part(contents, at)
@@ -44,7 +44,7 @@ def package_events(
                     f"an end of section {part.idstr!r} {part.instance_id}",
                     contents[at : at + 24],
                 )
-            once.add(event)
+            seen.add(event)
         else:
             raise FramingError(offset + at, "a command or a device section of a package", contents[at : at + 24])
         yield event

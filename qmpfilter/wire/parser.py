@@ -274,7 +274,7 @@ class StreamParser:
         if self._state is State.DESCRIPTION:
             yield from self._tail.description(feed)
             self._move(State.DONE)
-        elif kind == SectionType.COMMAND and self._state is not State.TAIL:
+        elif kind == SectionType.COMMAND:
             yield from self._command()
         elif kind == SectionType.START and self._state in (State.SETUP, State.ITERATE):
             yield from self._start()
@@ -343,12 +343,10 @@ class StreamParser:
         offset = feed.offset
         raw = yield from feed.take(FOOTER_SIZE, "a section's footer")
         if raw != footer(iterable.section_id):
-            raise FramingError(
-                offset,
-                f"footer {footer(iterable.section_id).hex(' ')} of section {iterable.idstr!r} (without footers, "
-                "as machine types up to 2.3 write it, a stream cannot be filtered)",
-                raw,
-            )
+            expected = f"footer {footer(iterable.section_id).hex(' ')} of section {iterable.idstr!r}"
+            if raw[0] != SectionType.FOOTER:
+                expected += " (machine types up to 2.3 write none; they are not supported)"
+            raise FramingError(offset, expected, raw)
         yield IterableEnd(offset, raw, iterable.section_id, iterable.idstr)
 
     def _command(self) -> Steps[Event, None]:
@@ -378,11 +376,11 @@ class StreamParser:
             if not more:
                 # What is there of it may still tell whoever looks at it what it was.
                 with contextlib.suppress(StreamError):
-                    yield from package_events(bytes(contents), offset, self._tail.once)
+                    yield from package_events(bytes(contents), offset, self._tail.seen)
                 expected = f"{size - len(contents)} more bytes of a package"
                 raise TruncatedError(offset + len(contents), expected, "the end of input")
             contents += more
-        yield from package_events(bytes(contents), offset, self._tail.once)
+        yield from package_events(bytes(contents), offset, self._tail.seen)
 
 
 class _Iterable:
@@ -414,9 +412,9 @@ def read_command(feed: Feed) -> Steps[Event, CommandReceived]:
     if allowed is not None and length not in allowed:
         raise FramingError(offset + 3, f"the length of {command_name(code)}", head[3:5])
     if command is Command.ENABLE_COLO:
-        raise UnsupportedError(offset, "a plain migration; COLO cannot be filtered: turn x-colo off", head)
+        raise UnsupportedError(offset, "a plain migration; turn x-colo off", head)
     if command in (Command.POSTCOPY_RESUME, Command.RECV_BITMAP):
-        raise UnsupportedError(offset, "a migration from its start; resume postcopy without the filter", head)
+        raise UnsupportedError(offset, "a migration from its start, not postcopy that is resumed", head)
     payload = yield from feed.take(length, f"the payload of {command_name(code)}")
     return CommandReceived(offset, head + payload, command, payload)
 
@@ -429,7 +427,9 @@ def _no_main_channel(magic: bytes) -> StreamError:
     if magic == CPR_MAGIC:
         return UnsupportedError(0, f"{expected}; this is a CPR state, which passes file descriptors", magic)
     if magic[0] == TLS_HANDSHAKE:
-        return UnsupportedError(0, f"{expected}; this is TLS: migrate without tls-creds through the filter", magic)
+        return UnsupportedError(0, f"{expected}; this is TLS: migrate without tls-creds", magic)
+    if magic == b"Libv":
+        return UnsupportedError(0, f"{expected}; this is a libvirt save image inside another compression", magic)
     if magic[0] == SectionType.COMMAND:
         return UnsupportedError(0, f"{expected}; this is a resumed postcopy migration", magic)
     return FramingError(0, expected, magic)

@@ -123,7 +123,8 @@ def ram_body(feed: Feed, ram: Ram, *, listing: bool) -> Steps[Event, None]:
 
 
 def _carried(feed: Feed, ram: Ram) -> Steps[Event, bytes | memoryview]:
-    """What of a page was fed together with an earlier part of the stream that had to be looked ahead of."""
+    """The part of a page that the feed has carried over from an earlier buffer, because something before the
+    page needed a look ahead or was given back."""
     part = yield from feed.take_available(ram.pending)
     ram.pending -= len(part)
     return part

@@ -24,7 +24,7 @@ from qmpfilter.wire.vmsd import Subsection, SubsectionAt, Vmsd
 
 __all__ = [
     "Ending",
-    "Told",
+    "SeenSections",
     "by_footers",
     "by_layout",
     "by_vmdesc",
@@ -37,24 +37,25 @@ _MAX_SUBSECTIONS: Final = 256
 _MAX_SECTIONS: Final = 16384
 
 
-class Told:
+class SeenSections:
     """The device sections of one stream so far, none of which may come twice."""
 
     def __init__(self) -> None:
         self._names: set[tuple[str, int]] = set()
         self._ids: set[int] = set()
 
-    def copy(self) -> Told:
+    def copy(self) -> SeenSections:
         """An independent copy."""
-        copied = Told()
+        copied = SeenSections()
         copied._names, copied._ids = self._names.copy(), self._ids.copy()
         return copied
 
     def add(self, found: DeviceSection) -> None:
         """Take in a section.
 
-        A section that was forged inside another one's state ends with that one's footer, so that it
-        needs the same section_id, or else that of the section whose name it takes.
+        QEMU registers each device once, with an id of its own. A guest that forges a section inside a
+        device's state has to repeat one of the two: the id, because the forged section ends with the
+        device's own footer, or the name of the device that it pretends to be.
 
         :raises FramingError: the stream has had a section of that name and instance, or of that section_id
         :raises LimitError: more sections than any machine has

@@ -18,7 +18,15 @@ from qmpfilter.wire.feed import Feed, Steps
 from qmpfilter.wire.footers import SectionHeader, footer_candidates, is_incomplete, next_part, section_header
 from qmpfilter.wire.framing import BE32, FOOTER_SIZE, SectionType
 from qmpfilter.wire.search import DESCRIPTION_HEAD, Place, VmdescSearch
-from qmpfilter.wire.sections import Ending, Told, by_footers, by_layout, by_vmdesc, check_against_vmdesc, section
+from qmpfilter.wire.sections import (
+    Ending,
+    SeenSections,
+    by_footers,
+    by_layout,
+    by_vmdesc,
+    check_against_vmdesc,
+    section,
+)
 from qmpfilter.wire.vmdesc import VmDescription
 
 __all__ = ["Tail", "early_section"]
@@ -35,7 +43,7 @@ class Tail:
         self._limit = limit
         self._vmdesc_limit = vmdesc_limit
         self._told: list[DeviceSection] = []
-        self.once = Told()
+        self.seen = SeenSections()
         # Offsets of sections that end elsewhere than vmdesc says, which by_vmdesc has found to be right.
         self._inexact: set[int] = set()
 
@@ -45,7 +53,7 @@ class Tail:
         :raises FramingError: the stream has had a section of that name and instance, or of that section_id
         :raises LimitError: more sections than any machine has
         """
-        self.once.add(found)
+        self.seen.add(found)
         self._told.append(dataclasses.replace(found, raw=b""))
         return found
 
@@ -111,9 +119,9 @@ class Tail:
             if end != place.eof:
                 found_instead = bytes(held[end : end + 8])
                 raise LayoutError(offset + end, "EOF after the last section that vmdesc lists", found_instead)
-            once = self.once.copy()
+            seen = self.seen.copy()
             for found in sections:
-                once.add(found)
+                seen.add(found)
         except StreamError as error:
             return error
         return sections

@@ -30,8 +30,8 @@ def test_text_names_machine_vcpus_and_nested_state(mixed: Path, capsys: pytest.C
     text = capsys.readouterr().out
     for wanted in (
         MIXED.facts["machine"],
-        "complete, every device section agrees with vmdesc",
-        "in L2: 0, 1",
+        "complete, divided and checked by vmdesc",
+        "in L2: vCPU 0, vCPU 1",
         "vCPU 0: in L2",
         "vCPU 2: not in L2",
         "0x101 GUEST_MODE GIF_SET",
@@ -121,7 +121,9 @@ def test_what_was_read_before_a_cut_is_shown(keep: float, tmp_path: Path, capsys
         (["inspect", "/"], "directory"),
         (["inspect"], "FILE"),
         (["inspect", "--json", "--hex", "-"], "--json"),
+        (["inspect", "--sections", "--vcpu", "0", "-"], "--sections"),
         (["inspect", "--nonsense", "-"], "--nonsense"),
+        ([], "Missing command"),
         (["nonsense"], "nonsense"),
     ],
 )

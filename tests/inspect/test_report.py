@@ -131,7 +131,7 @@ def test_parts_of_one_iterable_are_one_row() -> None:
 @pytest.mark.parametrize(
     ("stream", "ends"),
     [
-        (UNTIL_TAIL + build.tail(build.timer()), "complete, every device section agrees with vmdesc"),
+        (UNTIL_TAIL + build.tail(build.timer()), "complete, divided and checked by vmdesc"),
         (UNTIL_TAIL + build.timer().section(), "not read to its end: cut, damaged or unsupported at offset"),
     ],
     ids=["complete", "cut in the tail"],

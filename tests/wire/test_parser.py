@@ -152,9 +152,9 @@ PACKAGED = ITERATED + build.package(build.command(Command.POSTCOPY_LISTEN))
         (BEGUN, build.command(Command.OPEN_RETURN_PATH, b"1"), FramingError, 3, "OPEN_RETURN_PATH"),
         (BEGUN, build.command(Command.POSTCOPY_ADVISE, b"12345678"), FramingError, 3, "POSTCOPY_ADVISE"),
         (BEGUN, build.command(Command.PACKAGED), FramingError, 3, "PACKAGED"),
-        (BEGUN, build.command(Command.ENABLE_COLO), UnsupportedError, 0, "COLO"),
-        (BEGUN, build.command(Command.POSTCOPY_RESUME), UnsupportedError, 0, "resume postcopy"),
-        (BEGUN, build.command(Command.RECV_BITMAP, build.label("pc.ram")), UnsupportedError, 0, "resume postcopy"),
+        (BEGUN, build.command(Command.ENABLE_COLO), UnsupportedError, 0, "x-colo"),
+        (BEGUN, build.command(Command.POSTCOPY_RESUME), UnsupportedError, 0, "postcopy that is resumed"),
+        (BEGUN, build.command(Command.RECV_BITMAP, build.label("pc.ram")), UnsupportedError, 0, "not postcopy"),
         (BEGUN, build.package(), FramingError, 0, "a part that may stand"),
         (LISTED, build.package(), FramingError, 0, "a part that may stand"),
         (PACKAGED, build.package(), FramingError, 0, "a part that may stand"),
@@ -175,7 +175,7 @@ PACKAGED = ITERATED + build.package(build.command(Command.POSTCOPY_LISTEN))
         (BEGUN + build.start(b"")[:-5], build.word(0x2000, 0x80), FramingError, 0, "RAM record's word"),
         (ITERATED + build.part(b"")[:-5], build.word(0, 0x80), FramingError, 0, "RAM record's word"),
         # no footers, and footers of another section
-        (BEGUN + build.start(build.mem_size(0) + build.EOS)[:-5], b"\2\0\0\0\2", FramingError, 0, "without footers"),
+        (BEGUN + build.start(build.mem_size(0) + build.EOS)[:-5], b"\2\0\0\0\2", FramingError, 0, "7e 00 00 00 02"),
         (ITERATED + build.part(build.EOS)[:-5], build.footer(3), FramingError, 0, "7e 00 00 00 02"),
         # after the end
         (stream(TRANSCRIPTS["precopy"]), b"\0", FramingError, 0, "nothing after the end"),

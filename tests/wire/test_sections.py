@@ -10,7 +10,7 @@ import pytest
 from qmpfilter.errors import FramingError, LayoutError
 from qmpfilter.wire.events import DelimitedBy, DeviceSection
 from qmpfilter.wire.footers import SectionHeader, section_header
-from qmpfilter.wire.sections import Ending, Told, by_footers, by_layout, by_vmdesc, check_against_vmdesc
+from qmpfilter.wire.sections import Ending, SeenSections, by_footers, by_layout, by_vmdesc, check_against_vmdesc
 from qmpfilter.wire.vmdesc import VmDescription
 from qmpfilter.wire.vmsd import SubsectionAt
 from tests.helpers import build
@@ -274,7 +274,7 @@ def section_of(device: build.Device) -> DeviceSection:
     ],
 )
 def test_sections_come_once(second: build.Device, at: int, expected: str) -> None:
-    told = Told()
+    told = SeenSections()
     told.add(section_of(build.opaque(4, "x", b"")))
     copied = told.copy()
     copied.add(section_of(build.opaque(5, "x", b"", instance_id=1)))
