@@ -45,7 +45,7 @@ _APIC: Final = Vmsd(
 KNOWN: Final[Mapping[tuple[str, int], Vmsd]] = {
     (vmsd.idstr, vmsd.version): vmsd
     for vmsd in (
-        Vmsd(cpu.IDSTR, cpu.VERSION, cpu.BLOCK.size, cpu.SUBSECTIONS),
+        Vmsd(cpu.IDSTR, cpu.VERSION, cpu.BLOCK.size, cpu.SUBSECTIONS, binding=True),
         _CPU_COMMON,  # hw/core/cpu-system.c:259-275
         _APIC,  # hw/intc/apic_common.c, vmstate_apic_common
         Vmsd("timer", 2, 24),  # system/cpu-timers.c, vmstate_timers without icount

@@ -86,7 +86,7 @@ def by_layout(
     """Where the body of the section at `data[at]` ends, by the layout known for its name and version.
 
     :returns: the end in `data`, and the subsections found, counted from the section's start
-    :raises LayoutError: the byte after the known layout is neither a subsection nor the footer
+    :raises LayoutError: the byte after a binding layout is neither a subsection nor the footer
     """
     vmsd = known(header.idstr, header.version_id)
     if vmsd is None:
@@ -119,7 +119,7 @@ def _check_unique(subsections: Sequence[SubsectionAt], offset: int) -> None:
 
 
 def _no_footer(data: bytes | bytearray, end: int, header: SectionHeader, vmsd: Vmsd, offset: int) -> Ending:
-    if data[end] == SectionType.SUBSECTION:
+    if data[end] == SectionType.SUBSECTION or not vmsd.binding:
         return Ending.UNKNOWN
     raise LayoutError(
         offset + end,
@@ -184,15 +184,17 @@ def by_vmdesc(
             how = DelimitedBy.FOOTER
             end = _described_end(data, at, header, following, offset)
         known_end = by_layout(data, at, header, offset)
+        vmsd = known(header.idstr, header.version_id)
+        binding = vmsd is not None and vmsd.binding
         subsections: tuple[SubsectionAt, ...] = ()
-        if isinstance(known_end, tuple):
+        if isinstance(known_end, tuple) and (binding or known_end[0] == end):
             subsections = known_end[1]
-        elif known(header.idstr, header.version_id) is not None:
+        elif binding:
             subsections = shape_of(device, header.size, offset + at)[1]
             _check_headers(data, at, subsections, offset)
             _check_unique(subsections, offset + at)
         found = section(data, at, header, end, offset, how, subsections)
-        if how is DelimitedBy.VMDESC or known(header.idstr, header.version_id) is not None:
+        if how is DelimitedBy.VMDESC or binding or isinstance(known_end, tuple):
             check_against_vmdesc(found, device)
         sections.append(found)
         at = end + FOOTER_SIZE
@@ -265,7 +267,7 @@ def check_against_vmdesc(told: DeviceSection, device: Device) -> None:
     if (told.idstr, told.instance_id, size) != (device.name, device.instance_id, device.size):
         raise LayoutError(told.offset, listed, f"section {told.idstr!r} {told.instance_id} of {size} bytes")
     vmsd = known(told.idstr, told.version_id)
-    if vmsd is None:
+    if vmsd is None or not (vmsd.binding or told.delimited_by is DelimitedBy.LAYOUT):
         return
     fields_end, subsections = shape_of(device, told.body, told.offset)
     end = subsections[-1].end if subsections else fields_end
@@ -291,10 +293,11 @@ def by_footers(data: bytes | bytearray, at: int, header: SectionHeader, offset: 
     if ending is Ending.INCOMPLETE:
         return None
     vmsd = known(header.idstr, header.version_id)
-    for end in footer_candidates(data, at + header.size + (vmsd.size if vmsd else 0), header.section_id):
+    least = vmsd.size if vmsd and vmsd.binding else 0
+    for end in footer_candidates(data, at + header.size + least, header.section_id):
         after = end + FOOTER_SIZE
         if after == len(data) or next_part(data, after) is not None:
-            subsections = _resynchronised(data, at, header, end, vmsd, offset) if vmsd else ()
+            subsections = _resynchronised(data, at, header, end, vmsd, offset) if least and vmsd else ()
             return section(data, at, header, end, offset, DelimitedBy.FOOTER, subsections)
     return None
 

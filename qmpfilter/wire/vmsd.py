@@ -45,12 +45,15 @@ class Vmsd:
     :param version: the only version_id for which `size` holds
     :param size: bytes of the fields before any subsection
     :param subsections: what may follow, by full name
+    :param binding: True where a section of that version with another layout is refused, because its
+        fields are read; False where it is only passed over, and vmdesc may know better
     """
 
     idstr: str
     version: int
     size: int
     subsections: Mapping[str, Subsection] = field(default_factory=dict)
+    binding: bool = False
 
 
 @dataclass(frozen=True, slots=True)

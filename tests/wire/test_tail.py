@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from qmpfilter.errors import FramingError, LayoutError, LimitError, StreamError, TruncatedError
-from qmpfilter.wire.events import DeviceSection, Event, SectionsEnd, VmDescriptionReceived
+from qmpfilter.wire.events import DelimitedBy, DeviceSection, Event, SectionsEnd, VmDescriptionReceived
 from qmpfilter.wire.framing import BE32
 from qmpfilter.wire.parser import Limits, StreamParser
 from tests.helpers import build
@@ -154,6 +154,19 @@ AT_EOF = len(TIMER.section() + COMMON.section())
 
 
 @pytest.mark.parametrize("size", [None, 1])
+@pytest.mark.parametrize("longer", [1, 7])
+def test_vmdesc_knows_better_than_a_layout_that_is_not_binding(longer: int, size: int | None) -> None:
+    """A later QEMU may add to what stands beside the vCPUs without counting up its version."""
+    grown = build.opaque(1, "timer", b"\1" * (24 + longer), version=2)
+    parsed = parsed_tail(build.tail(grown, CPU), size)
+    assert parsed.error is None
+    assert [(event.idstr, event.delimited_by) for event in parsed.of(DeviceSection)] == [
+        ("timer", DelimitedBy.VMDESC),
+        ("cpu", DelimitedBy.VMDESC),
+    ]
+
+
+@pytest.mark.parametrize("size", [None, 1])
 @pytest.mark.parametrize(
     ("tail", "error", "at", "expected"),
     [
@@ -163,7 +176,7 @@ AT_EOF = len(TIMER.section() + COMMON.section())
         (TIMER.section() + TIMER.section(), FramingError, AT_BUS, "each device section once"),
         (build.full(1, "", b""), FramingError, 0, "a printable section name"),
         (build.full(1, "timer", b"", version=1001), FramingError, 0, "a version of section 'timer' up to 1000"),
-        (build.opaque(1, "timer", b"\1" * 25, version=2).section(), LayoutError, 19 + 24, "footer 7e 00 00 00 01"),
+        (build.cpu(1, 0, short=8).section() + TIMER.section(), LayoutError, 17 + 1817, "footer 7e 00 00 00 01"),
         # vmdesc
         (build.EOF + build.configuration(), FramingError, 1, "vmdesc 06 after EOF"),
         (build.EOF + build.header(), FramingError, 1, "vmdesc 06 after EOF"),
