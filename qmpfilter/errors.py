@@ -10,6 +10,7 @@
     │   ├── LimitError        a length or a count beyond what the parser will hold
     │   ├── LayoutError       a section disagrees with its known layout or with vmdesc
     │   ├── RecordError       an svm2 record is damaged or stands in the wrong page
+    │   ├── RefusedError      nested state that is contradictory, or that no kernel loads as it is
     │   ├── UnsupportedError  legal, but nothing that can be read here (TLS, COLO, RDMA ...)
     │   └── ImageError        the libvirt save image around the stream
     ├── PolicyError           what the operator asked for forbids it
@@ -21,6 +22,8 @@ Any other exception that leaves the package is a bug too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = [
     "BugError",
     "FramingError",
@@ -31,6 +34,7 @@ __all__ = [
     "PolicyError",
     "QmpfilterError",
     "RecordError",
+    "RefusedError",
     "StreamError",
     "TruncatedError",
     "UnsupportedError",
@@ -76,7 +80,21 @@ class LayoutError(StreamError):
 
 class RecordError(StreamError):
     """An svm2 record is damaged, or describes another page than the one it stands in; the offset is counted
-    from the start of that page."""
+    from the start of what carries it: the VMCB page, the struct, or the subsection's fields."""
+
+
+class RefusedError(StreamError):
+    """Nested state that no conversion touches: damaged, contradictory, or of a kind that kernels reject.
+
+    :param offset: of the first reason's field in what holds it: the VMCB page, L2's save area, the section's
+        field block, or ``cpu/nested_state``
+    :param expected: what stands there in state that can be converted
+    :param reasons: stable code and sentence of each, one at least
+    """
+
+    def __init__(self, offset: int, expected: str, reasons: Sequence[tuple[str, str]]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__(offset, expected, " ".join(f"{text} [{code}]" for code, text in reasons))
 
 
 class UnsupportedError(StreamError):

@@ -14,7 +14,9 @@ from qmpfilter.errors import FramingError, QmpfilterError, StreamError
 
 def test_the_drawing_is_the_tree() -> None:
     drawn = re.findall(r"[├└]── (\w+)", errors.__doc__ or "")
-    classes = [name for name, value in vars(errors).items() if inspect.isclass(value)]
+    classes = [
+        name for name, value in inspect.getmembers(errors, inspect.isclass) if value.__module__ == errors.__name__
+    ]
     assert sorted(["QmpfilterError", *drawn]) == sorted(classes)
     assert all(issubclass(getattr(errors, name), QmpfilterError) for name in classes)
     nested = re.findall(r"│   [├└]── (\w+)", errors.__doc__ or "")

@@ -10,6 +10,7 @@ from qmpfilter.errors import RecordError
 from qmpfilter.svm import annex
 from qmpfilter.svm.findings import Finding, Severity, examine
 from qmpfilter.svm.legacy import LegacyState
+from qmpfilter.svm.section import CpuSection
 from qmpfilter.svm.svm2 import Svm2State
 from qmpfilter.wire import cpu
 from qmpfilter.wire.events import DeviceSection
@@ -62,24 +63,23 @@ class Vcpu:
 
 def decode_vcpu(section: DeviceSection) -> Vcpu:
     """Decode a `cpu` section of version 12."""
-    block = section.raw[section.body : section.body + cpu.BLOCK.size]
-    nested, vmx = _nested_state(section)
-    findings = examine(nested, block, [sub.name for sub in section.subsections])
+    told = CpuSection.of(section)
+    findings = examine(told.nested, told.block, told.subsections)
     svm2 = None
     try:
-        svm2 = _record(nested)
+        svm2 = _record(told.nested)
     except RecordError as error:
         findings.append(Finding("svm2-record", Severity.REFUSE, f"The svm2 record is damaged: {error}.", "svm2"))
     return Vcpu(
         section.instance_id,
         section.offset,
         len(section.raw),
-        block,
-        cpu.BLOCK.parse(block),
+        told.block,
+        cpu.BLOCK.parse(told.block),
         tuple(_subsection(section, sub, cpu.SUBSECTIONS.get(sub.name)) for sub in section.subsections),
-        nested,
+        told.nested,
         svm2,
-        vmx,
+        told.vmx,
         tuple(findings),
     )
 
@@ -104,17 +104,3 @@ def _subsection(section: DeviceSection, at: SubsectionAt, declared: Subsection |
             for child in at.children
         ),
     )
-
-
-def _nested_state(section: DeviceSection) -> tuple[LegacyState | None, bool]:
-    """The legacy SVM state of a section, and whether it is one of VMX instead."""
-    at = section.subsection(cpu.NESTED_STATE.name)
-    if at is None or at.payload_size != cpu.NESTED_STATE.layout.size:
-        return None, False
-    header = section.raw[at.payload : at.payload + at.payload_size]
-    svm = next((child for child in at.children if child.name == cpu.NESTED_STATE_SVM.name), None)
-    vmx = any(child.name == cpu.NESTED_STATE_VMX.name for child in at.children)
-    body = section.raw[svm.payload : svm.payload + svm.payload_size] if svm else None
-    if body is not None and len(body) != cpu.NESTED_STATE_SVM.layout.size:
-        body = None
-    return LegacyState.from_subsections(header, body), vmx

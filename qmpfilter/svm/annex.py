@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from construct import Bytes, Construct, Int16ul, Int32ul, Int64ul
 
-from qmpfilter.errors import RecordError
-from qmpfilter.layout import Field, Layout
-from qmpfilter.svm.svm2 import MAJOR, MINOR, L1Visible, Svm2Flags, Svm2State, Validity
+from qmpfilter.errors import BugError, RecordError
+from qmpfilter.layout import Codec, Field, Layout
+from qmpfilter.svm.svm2 import FLAG_BITS, MAJOR, MINOR, VALIDITY_BITS, L1Visible, Svm2Flags, Svm2State, Validity
 from qmpfilter.svm.vmcb import CONTROL_SIZE, PAGE_SIZE, SAVE_OFFSET, SAVE_SIZE
 
 __all__ = ["ANNEX_OFFSET", "MAGIC", "RECORD", "decode", "encode", "strip"]
@@ -25,8 +25,6 @@ __all__ = ["ANNEX_OFFSET", "MAGIC", "RECORD", "decode", "encode", "strip"]
 ANNEX_OFFSET: Final = 0xC80
 MAGIC: Final = b"SVM2"
 _LENGTH: Final = PAGE_SIZE - ANNEX_OFFSET
-_ALL_VALIDITY: Final = int(~Validity(0))
-_ALL_FLAGS: Final = int(~Svm2Flags(0))
 
 
 def _row(page_offset: int, name: str, type_: Construct[Any, Any], doc: str = "") -> Field:
@@ -48,16 +46,20 @@ RECORD: Final = Layout(
         _row(0xCA4, "record_crc", Int32ul, "CRC-32 of page[c80,1000) with these 4 bytes zero"),
         _row(0xCA8, "producer", Int16ul, "1 qmpfilter, 2 Linux kvm_amd"),
         _row(0xCAA, "producer_version", Int16ul),
+        _row(0xCAC, "reserved_cac", Bytes(0x14), "zero in minor 0"),
         _row(0xCC0, "cr0", Int64ul, "L1's, as L1 would read it; so the next four"),
         _row(0xCC8, "cr3", Int64ul),
         _row(0xCD0, "cr4", Int64ul),
         _row(0xCD8, "efer", Int64ul),
         _row(0xCE0, "pat", Int64ul),
+        _row(0xCE8, "reserved_ce8", Bytes(0x18), "zero in minor 0"),
         _row(0xD00, "vmcb12_save", Bytes(SAVE_SIZE), "save+N at page+d00+N"),
     ],
     size=_LENGTH,
-    gaps=True,
 )
+
+_CODEC: Final = Codec(RECORD, RECORD.fields)
+_RECORD_CRC: Final = RECORD.span("record_crc")
 
 
 def encode(state: Svm2State) -> bytes:
@@ -68,28 +70,31 @@ def encode(state: Svm2State) -> bytes:
     base = state.vmcb12_control + state.l1_save
     base += bytes(ANNEX_OFFSET - len(base))
     visible = state.l1_visible
-    values = {
-        "magic": MAGIC,
-        "major": MAJOR,
-        "minor": MINOR,
-        "length": _LENGTH,
-        "flags": int(state.flags),
-        "vmcb_pa": state.vmcb_pa,
-        "validity": int(state.validity),
-        "base_crc": zlib.crc32(base),
-        "record_crc": 0,
-        "producer": state.producer,
-        "producer_version": state.producer_version,
-        "cr0": visible.cr0,
-        "cr3": visible.cr3,
-        "cr4": visible.cr4,
-        "efer": visible.efer,
-        "pat": visible.pat,
-        "vmcb12_save": state.vmcb12_save,
-    }
-    record = bytearray(RECORD.build(values))
+    record = bytearray(
+        _CODEC.pack(
+            MAGIC,
+            MAJOR,
+            MINOR,
+            _LENGTH,
+            state.flags,
+            state.vmcb_pa,
+            state.validity,
+            zlib.crc32(base),
+            0,
+            state.producer,
+            state.producer_version,
+            b"",
+            visible.cr0,
+            visible.cr3,
+            visible.cr4,
+            visible.efer,
+            visible.pat,
+            b"",
+            state.vmcb12_save,
+        )
+    )
     RECORD.put(record, "record_crc", zlib.crc32(record))
-    return base + bytes(record)
+    return base + record
 
 
 def decode(page: bytes, vmcb_pa: int, *, run_pending: bool, gif: bool) -> Svm2State | None:
@@ -99,26 +104,14 @@ def decode(page: bytes, vmcb_pa: int, *, run_pending: bool, gif: bool) -> Svm2St
     :param vmcb_pa: the header's
     :raises RecordError: there is a record and it is damaged, or does not belong to this page: never to be
         taken for legacy state after all. Its offset is counted from the start of the page.
+    :raises BugError: `page` has another size
     """
+    if len(page) != PAGE_SIZE:
+        raise BugError(f"svm2 annex: a page of {PAGE_SIZE} bytes expected, {len(page)} given")
     record = page[ANNEX_OFFSET:]
     if not record.startswith(MAGIC):
         return None
-    zeroed = bytearray(record)
-    RECORD.put(zeroed, "record_crc", 0)
-    for name, expected in (
-        ("major", MAJOR),
-        ("length", _LENGTH),
-        ("record_crc", zlib.crc32(zeroed)),
-        ("base_crc", zlib.crc32(page[:ANNEX_OFFSET])),
-        ("vmcb_pa", vmcb_pa),
-    ):
-        found = RECORD.get(record, name)
-        if found != expected:
-            at = ANNEX_OFFSET + RECORD.offset(name)
-            raise RecordError(at, f"{name} {expected:#x} in the svm2 record", f"{found:#x}")
-    if vmcb_pa % PAGE_SIZE:
-        at = ANNEX_OFFSET + RECORD.offset("vmcb_pa")
-        raise RecordError(at, "the address of a page as vmcb_pa in the svm2 record", f"{vmcb_pa:#x}")
+    _check(page, record, vmcb_pa)
     return Svm2State(
         run_pending=run_pending,
         gif=gif,
@@ -127,9 +120,9 @@ def decode(page: bytes, vmcb_pa: int, *, run_pending: bool, gif: bool) -> Svm2St
         l1_save=page[SAVE_OFFSET : SAVE_OFFSET + SAVE_SIZE],
         vmcb12_control=page[:CONTROL_SIZE],
         vmcb12_save=record[RECORD.span("vmcb12_save")],
-        # Bits that a later minor may have given a meaning are dropped.
-        validity=Validity(RECORD.get(record, "validity") & _ALL_VALIDITY),
-        flags=Svm2Flags(RECORD.get(record, "flags") & _ALL_FLAGS),
+        # Bits that a later minor gave a meaning are dropped.
+        validity=Validity(RECORD.get(record, "validity") & VALIDITY_BITS),
+        flags=Svm2Flags(RECORD.get(record, "flags") & FLAG_BITS),
         producer=RECORD.get(record, "producer"),
         producer_version=RECORD.get(record, "producer_version"),
     )
@@ -138,3 +131,32 @@ def decode(page: bytes, vmcb_pa: int, *, run_pending: bool, gif: bool) -> Svm2St
 def strip(page: bytes) -> bytes:
     """The legacy page without its record, as a kernel gives it."""
     return page[:ANNEX_OFFSET] + bytes(_LENGTH)
+
+
+def _check(page: bytes, record: bytes, vmcb_pa: int) -> None:
+    """:raises RecordError: damage, another page's record, or in minor 0 something that it does not define."""
+    without_crc = record[: _RECORD_CRC.start] + bytes(4) + record[_RECORD_CRC.stop :]
+    for name, expected in (
+        ("major", MAJOR),
+        ("length", _LENGTH),
+        ("record_crc", zlib.crc32(without_crc)),
+        ("base_crc", zlib.crc32(page[:ANNEX_OFFSET])),
+        ("vmcb_pa", vmcb_pa),
+    ):
+        found = RECORD.get(record, name)
+        if found != expected:
+            raise _error(name, f"{name} {expected:#x}", f"{found:#x}")
+    if vmcb_pa % PAGE_SIZE:
+        raise _error("vmcb_pa", "the address of a page as vmcb_pa", f"{vmcb_pa:#x}")
+    if RECORD.get(record, "minor") == MINOR:
+        for name, known in (("flags", FLAG_BITS), ("validity", VALIDITY_BITS)):
+            found = RECORD.get(record, name)
+            if found & ~known:
+                raise _error(name, f"{name} within {known:#x}, all that minor {MINOR} defines,", f"{found:#x}")
+        for name in ("reserved_cac", "reserved_ce8"):
+            if any(record[RECORD.span(name)]):
+                raise _error(name, f"zeros in {name}", record[RECORD.span(name)])
+
+
+def _error(name: str, expected: str, found: str | bytes) -> RecordError:
+    return RecordError(ANNEX_OFFSET + RECORD.offset(name), f"{expected} in the svm2 record", found)

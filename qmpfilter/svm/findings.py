@@ -12,20 +12,22 @@ nested_vmcb_check_controls and __nested_vmcb_check_save; QEMU 10.2.2 target/i386
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
 from typing import Final, NamedTuple
 
-from qmpfilter.errors import BugError
-from qmpfilter.layout import Layout
 from qmpfilter.svm.legacy import FORMAT_SVM, FORMAT_VMX, SIZE_L1, SIZE_L2, SVM_FLAGS, Era, LegacyState
-from qmpfilter.svm.segment import ATTRIB_DPL, ATTRIB_G, ATTRIB_MASK, Segment
-from qmpfilter.svm.vmcb import CONTROL, PAGE_SIZE, SAVE, MiscCtl, MiscCtl2
+from qmpfilter.svm.view import View
+from qmpfilter.svm.vmcb import (
+    CONTROL,
+    PAGE_SIZE,
+    MiscCtl,
+    MiscCtl2,
+)
 from qmpfilter.wire import cpu
 
-__all__ = ["RULES", "Finding", "Rule", "Severity", "View", "examine"]
+__all__ = ["RULES", "Finding", "Rule", "Severity", "examine", "judge"]
 
 # Architectural bits: APM vol. 2 sections 3.1 (CR0, CR4, EFER, RFLAGS) and 13.1 (DR7).
 _CR0_PE = 1 << 0
@@ -39,11 +41,16 @@ _EFER_LME = 1 << 8
 _EFER_LMA = 1 << 10
 _EFER_SVME = 1 << 12
 _DR7_FIXED = 1 << 10
+# VMCB attribute bits L and D/B.
+_L_AND_D = 1 << 9 | 1 << 10
 # No x86 CPU has physical addresses beyond bit 51; bits 61 and 62 are LAM's and may be legal.
 _CR3_NEVER = 0x9FF0_0000_0000_0000
 _LOW_32 = 0xFFFF_FFFF
 
 _INTERCEPT_VMRUN = 1 << 0
+# As plain integers: an operation on IntFlag costs a microsecond, and rules run while the guest stands still.
+_SEV = int(MiscCtl.SEV | MiscCtl.SEV_ES)
+_V_LBR = int(MiscCtl2.V_LBR)
 _HYPERV_AT = CONTROL.offset("hv_enlightenments_control")
 
 
@@ -71,84 +78,6 @@ class Finding:
     severity: Severity
     text: str
     field: str
-
-
-class _Fields:
-    """The integer fields of one layout as attributes, for conditions and for sentences."""
-
-    __slots__ = ("_data", "_layout")
-
-    def __init__(self, layout: Layout, data: bytes | memoryview) -> None:
-        self._layout = layout
-        self._data = data
-
-    def __getattr__(self, name: str) -> int:
-        return self._layout.get(self._data, name)
-
-
-@dataclass(frozen=True)
-class View:
-    """What rules read: one vCPU's nested state and the section around it."""
-
-    nested: LegacyState | None
-    block: bytes | memoryview
-    subsections: Collection[str]
-
-    @property
-    def state(self) -> LegacyState:
-        """The nested state.
-
-        :raises BugError: the section has none
-        """
-        if self.nested is None:
-            raise BugError("a rule about nested state was asked of a vCPU without any")
-        return self.nested
-
-    @cached_property
-    def control(self) -> _Fields:
-        """VMCB12's control area."""
-        return _Fields(CONTROL, self.state.control)
-
-    @cached_property
-    def l1(self) -> _Fields:
-        """L1's save area."""
-        return _Fields(SAVE, self.state.save)
-
-    @cached_property
-    def cpu(self) -> _Fields:
-        """The section's field block: L2's registers while L2 is active."""
-        return _Fields(cpu.BLOCK, self.block)
-
-    @property
-    def hf_guest(self) -> bool:
-        """The section says that L2 is active."""
-        return bool(self.cpu.hflags & cpu.HF_GUEST)
-
-    @property
-    def hf2_gif(self) -> bool:
-        """The section says that L1's GIF is set."""
-        return bool(self.cpu.hflags2 & cpu.HF2_GIF)
-
-    @property
-    def svm_guest(self) -> bool:
-        """The nested state is SVM's and L2 is active."""
-        return self.nested is not None and self.nested.format == FORMAT_SVM and self.nested.guest_mode
-
-    @property
-    def long_mode_l1(self) -> bool:
-        """L1 has long mode and paging on, so that KVM checks what long mode demands."""
-        return bool(self.l1.efer & _EFER_LME and self.l1.cr0 & _CR0_PG)
-
-    @property
-    def tcg_subsections(self) -> str:
-        """Which subsections of TCG's SVM emulation there are, in words."""
-        present = [name for name in ("cpu/svn_npt", "cpu/svm_guest") if name in self.subsections]
-        return " and ".join(present) or "nothing else about L2"
-
-    @cached_property
-    def live_differences(self) -> str:
-        """The VMLOAD class registers in which page and section differ, with both values."""
-        return "; ".join(_live_differences(self))
 
 
 class Rule(NamedTuple):
@@ -248,7 +177,7 @@ _PAGE: Final = (
          lambda v: not v.control.asid,
          "VMCB12's ASID is {v.control.asid:#x}; KVM and hardware refuse 0."),
     Rule("sev", _REFUSE, "control.misc_ctl",
-         lambda v: v.control.misc_ctl & (MiscCtl.SEV | MiscCtl.SEV_ES),
+         lambda v: v.control.misc_ctl & _SEV,
          "VMCB12's misc_ctl {v.control.misc_ctl:#x} asks for SEV (0x2) or SEV-ES (0x4), which KVM does not "
          "nest."),
     # __nested_vmcb_check_save on L1's half
@@ -283,7 +212,7 @@ _PAGE: Final = (
          lambda v: v.long_mode_l1 and v.l1.cr3 & _CR3_NEVER,
          "L1's CR3 {v.l1.cr3:#x} has address bits above 51."),
     Rule("l1-cs", _REFUSE, "l1.cs_attrib",
-         lambda v: v.long_mode_l1 and (cs := Segment.from_save(v.state.save, "cs")).l and cs.db,
+         lambda v: v.long_mode_l1 and v.l1.cs_attrib & _L_AND_D == _L_AND_D,
          "L1's CS attributes {v.l1.cs_attrib:#x} have both L (0x200) and D (0x400) in long mode."),
     # Legal, with losses.
     Rule("vmcb-pa-rax", _WARN, "l1.rax",
@@ -295,7 +224,7 @@ _PAGE: Final = (
          "The section's DR7 {v.cpu.dr7:#x} equals L1's: KVM probably reports L1's value for L2's, and L2's "
          "own is then lost."),
     Rule("lbr", _WARN, "control.misc_ctl2",
-         lambda v: v.control.misc_ctl2 & MiscCtl2.V_LBR,
+         lambda v: v.control.misc_ctl2 & _V_LBR,
          "VMCB12's misc_ctl2 {v.control.misc_ctl2:#x} virtualizes LBR (0x1): L2's DBGCTL and branch records "
          "are not in the stream and will be lost."),
     Rule("hyperv", _WARN, "control.hv_enlightenments_control",
@@ -303,15 +232,15 @@ _PAGE: Final = (
          "VMCB12 has Hyper-V enlightenments (control {v.control.hv_enlightenments_control:#x}, VP "
          "{v.control.hv_vp_id:#x}), which KVM does not restore before the next VMRUN."),
     Rule("hsave-era", _WARN, "l1.tr_attrib",
-         lambda v: v.state.era is Era.HSAVE,
+         lambda v: v.era is Era.HSAVE,
          "L1's save area has no VMLOAD class registers (TR attributes {v.l1.tr_attrib:#x}), as Linux up to "
          "5.11 writes it: page and registers cannot be checked against each other."),
     Rule("era-unknown", _WARN, "l1.tr_attrib",
-         lambda v: v.state.era is Era.UNKNOWN,
+         lambda v: v.era is Era.UNKNOWN,
          "L1's save area has TR attributes {v.l1.tr_attrib:#x} but other VMLOAD class registers, as no known "
          "kernel writes it."),
     Rule("live-copy-differs", _WARN, "l1",
-         lambda v: v.state.era is Era.VMCB01 and bool(v.live_differences),
+         lambda v: bool(v.live_differing),
          "The VMCB page and the vCPU's registers are not of one instant: {v.live_differences}."),
 )
 # fmt: on
@@ -337,42 +266,9 @@ def examine(state: LegacyState | None, block: bytes | memoryview, subsections: C
     :param subsections: full names of the section's subsections, for example ``cpu/error_code``
     :raises BugError: `block` has the wrong length
     """
-    if len(block) != cpu.BLOCK.size:
-        raise BugError(f"cpu: a block of {cpu.BLOCK.size} bytes expected, {len(block)} given")
-    view = View(state, block, subsections)
+    return judge(View(state, block, subsections))
+
+
+def judge(view: View) -> list[Finding]:
+    """What :func:`examine` gives, of a view that is at hand."""
     return [rule.finding(view) for applies, rules in _TABLES if applies(view) for rule in rules if rule.broken(view)]
-
-
-# What KVM changes between vmcb01 and the wire (svm.c, svm_get_segment), so not a difference: G always,
-# TR's busy bit, the accessed bit of FS and GS.
-_LIVE_SEGMENTS: Final = {"fs": ATTRIB_G | 1, "gs": ATTRIB_G | 1, "ldtr": ATTRIB_G, "tr": ATTRIB_G | 2}
-
-# Save area's name, cpu section's name, and the bits that both keep: SVM only has the low halves of
-# SYSENTER_* (KVM holds the rest elsewhere), and QEMU's sysenter_cs has 32 bits.
-_LIVE_MSRS: Final = (
-    ("kernel_gs_base", "kernelgsbase", ~0),
-    ("star", "star", ~0),
-    ("lstar", "lstar", ~0),
-    ("cstar", "cstar", ~0),
-    ("sfmask", "fmask", ~0),
-    ("sysenter_cs", "sysenter_cs", _LOW_32),
-    ("sysenter_esp", "sysenter_esp", _LOW_32),
-    ("sysenter_eip", "sysenter_eip", _LOW_32),
-)
-
-
-def _live_differences(view: View) -> Iterator[str]:
-    for name, ignored in _LIVE_SEGMENTS.items():
-        # QEMU clears the DPL of FS and GS before it saves a vCPU in real mode (cpu_pre_save).
-        real_mode = name in ("fs", "gs") and not view.cpu.cr0 & _CR0_PE
-        mask = ATTRIB_MASK & ~ignored & ~(ATTRIB_DPL if real_mode else 0)
-        in_page, in_section = Segment.from_save(view.state.save, name), Segment.from_cpu(view.block, name)
-        for part, kept in (("selector", ~0), ("base", ~0), ("limit", ~0), ("attrib", mask)):
-            yield from _difference(f"{name} {part}", getattr(in_page, part), getattr(in_section, part), kept)
-    for in_save, in_block, kept in _LIVE_MSRS:
-        yield from _difference(in_save, getattr(view.l1, in_save), getattr(view.cpu, in_block), kept)
-
-
-def _difference(name: str, in_page: int, in_section: int, kept: int) -> Iterator[str]:
-    if (in_page ^ in_section) & kept:
-        yield f"{name} is {in_page:#x} in the page, {in_section:#x} in the registers"

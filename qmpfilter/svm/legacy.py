@@ -52,6 +52,11 @@ def flag_names(flags: int) -> list[str]:
 SVM_FLAGS: Final = int(StateFlags.GUEST_MODE | StateFlags.RUN_PENDING | StateFlags.GIF_SET)
 """The flags that KVM accepts for SVM."""
 
+# As plain integers: an operation on IntFlag costs a microsecond.
+_GUEST_MODE, _RUN_PENDING, _GIF_SET = (
+    int(flag) for flag in (StateFlags.GUEST_MODE, StateFlags.RUN_PENDING, StateFlags.GIF_SET)
+)
+
 # KVM_STATE_NESTED_FORMAT_*
 FORMAT_VMX: Final = 0
 FORMAT_SVM: Final = 1
@@ -126,17 +131,17 @@ class LegacyState:
     @property
     def guest_mode(self) -> bool:
         """L2 is active."""
-        return bool(self.flags & StateFlags.GUEST_MODE)
+        return bool(self.flags & _GUEST_MODE)
 
     @property
     def run_pending(self) -> bool:
         """VMRUN was emulated, but L2 has not executed an instruction since."""
-        return bool(self.flags & StateFlags.RUN_PENDING)
+        return bool(self.flags & _RUN_PENDING)
 
     @property
     def gif(self) -> bool:
         """L1's global interrupt flag; L2's virtual one is IntCtl.V_GIF."""
-        return bool(self.flags & StateFlags.GIF_SET)
+        return bool(self.flags & _GIF_SET)
 
     @property
     def control(self) -> memoryview:

@@ -31,6 +31,7 @@ __all__ = [
     "ATTRIB_DPL",
     "ATTRIB_G",
     "ATTRIB_MASK",
+    "NORMALISED",
     "QEMU_NAMES",
     "Segment",
     "attrib_to_flags",
@@ -43,6 +44,13 @@ ATTRIB_G: Final = 1 << 11
 
 QEMU_NAMES: Final[Mapping[str, str]] = {"gdtr": "gdt", "idtr": "idt", "ldtr": "ldt"}
 """The VMCB's segment names where the cpu section's differ."""
+
+NORMALISED: Final[Mapping[str, int]] = {
+    "es": ATTRIB_G | 1, "cs": ATTRIB_G, "ss": ATTRIB_G, "ds": ATTRIB_G | 1,
+    "fs": ATTRIB_G | 1, "gs": ATTRIB_G | 1, "ldtr": ATTRIB_G, "tr": ATTRIB_G | 2,
+}  # fmt: skip
+"""The attribute bits that KVM recomputes between VMCB and the vCPU's registers, so no difference when they
+differ: G always, the accessed bit of data segments, TR's busy bit (Linux 7.3 svm.c, svm_get_segment)."""
 
 # APM vol. 2 sections 4.7.4 and 4.8.3: descriptors with S clear.
 _SYSTEM_TYPES: Final[Mapping[int, str]] = {

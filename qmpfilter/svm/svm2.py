@@ -15,9 +15,20 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 from qmpfilter.errors import BugError
+from qmpfilter.svm.legacy import StateFlags
 from qmpfilter.svm.vmcb import CONTROL_SIZE, PAGE_SIZE, SAVE_SIZE
 
-__all__ = ["MAJOR", "MINOR", "L1Visible", "Producer", "Svm2Flags", "Svm2State", "Validity"]
+__all__ = [
+    "FLAG_BITS",
+    "MAJOR",
+    "MINOR",
+    "VALIDITY_BITS",
+    "L1Visible",
+    "Producer",
+    "Svm2Flags",
+    "Svm2State",
+    "Validity",
+]
 
 MAJOR: Final = 2
 MINOR: Final = 0
@@ -48,6 +59,11 @@ class Validity(IntFlag):
     SPEC_CTRL = 1 << 7
 
 
+# All bits that this minor defines.
+VALIDITY_BITS: Final = int(~Validity(0))
+FLAG_BITS: Final = int(~Svm2Flags(0))
+
+
 class Producer(IntEnum):
     """Who built a record."""
 
@@ -71,7 +87,8 @@ class Svm2State:
     """The nested state of one vCPU that is in L2.
 
     :param vmcb_pa: L1 GPA of VMCB12
-    :param l1_save: L1's save area, 0x300 bytes in the VMCB's layout; only the VMRUN class means anything
+    :param l1_save: L1's save area, 0x300 bytes in the VMCB's layout; only the VMRUN class means anything, and
+        the rest is kept as the kernel gave it, so that legacy state comes back byte for byte
     :param vmcb12_control: VMCB12's control area, 0x400 bytes
     :param vmcb12_save: VMCB12's save area, that is L2's registers, 0x300 bytes
     :param producer: a :class:`Producer`, or a number that is not known here
@@ -96,3 +113,9 @@ class Svm2State:
             raise BugError(f"svm2: areas of {sizes} bytes, not {(SAVE_SIZE, CONTROL_SIZE, SAVE_SIZE)}")
         if self.vmcb_pa % PAGE_SIZE:
             raise BugError(f"svm2: vmcb_pa {self.vmcb_pa:#x} is not the address of a page")
+
+    @property
+    def state_flags(self) -> int:
+        """kvm_nested_state.flags: GUEST_MODE, and RUN_PENDING and GIF_SET as they are."""
+        optional = (StateFlags.RUN_PENDING, self.run_pending), (StateFlags.GIF_SET, self.gif)
+        return int(StateFlags.GUEST_MODE | sum(flag for flag, is_set in optional if is_set))

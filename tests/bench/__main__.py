@@ -3,6 +3,6 @@
 
 import sys
 
-from tests.bench import inspect_throughput
+from tests.bench import conversion, inspect_throughput
 
-sys.exit(0 if all([inspect_throughput.run()]) else 1)
+sys.exit(0 if all([inspect_throughput.run(), conversion.run()]) else 1)
