@@ -8,11 +8,11 @@ that straddles two buffers, and what is accumulated for a section, is copied.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
-from qmpfilter.errors import BugError, TruncatedError
+from qmpfilter.errors import BugError, QmpfilterError, StreamError, TruncatedError
 
-__all__ = ["NEED_DATA", "Feed", "NeedData", "Steps"]
+__all__ = ["NEED_DATA", "Feed", "Incremental", "NeedData", "Steps"]
 
 
 class NeedData:
@@ -112,6 +112,18 @@ class Feed:
             return taken
         return self.advance(min(limit, len(self.view) - self.position))
 
+    def take_part(self, remaining: int, what: str) -> Steps[_E, bytes | memoryview]:
+        """Consume between 1 and `remaining` bytes, whatever is there, of something that is that long.
+
+        :param what: what it is, for the error
+        :raises TruncatedError: the input ends before
+        """
+        offset = self.offset
+        part = yield from self.take_available(remaining)
+        if not part:
+            raise TruncatedError(offset, f"{remaining} more bytes of {what}", "the end of input")
+        return part
+
     def unread(self, data: bytes) -> None:
         """Give back the last bytes consumed; they are the next to be consumed again."""
         self._carry[:0] = data
@@ -130,3 +142,46 @@ class Feed:
                 raise TruncatedError(self.offset, f"{count} bytes of {what}", found)
             else:
                 yield NEED_DATA
+
+
+class Incremental(Generic[_E]):
+    """An incremental parser: takes bytes in any division, tells events. Errors are final.
+
+    A parser writes its grammar as :meth:`_grammar`, which never returns.
+    """
+
+    def __init__(self) -> None:
+        self._feed = Feed()
+        self._error: QmpfilterError | None = None
+        self._machine = self._grammar()
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
+        """Take the next bytes. They must stay unchanged until `next_event` returned NEED_DATA, and as long as a
+        bulk event's `raw` is in use.
+
+        :raises BugError: `next_event` has not returned NEED_DATA since the call before
+        """
+        self._feed.give(data)
+
+    def receive_eof(self) -> None:
+        """The input has ended; `next_event` then tells what was held, or that the end came too early."""
+        self._feed.close()
+
+    def next_event(self) -> _E | NeedData:
+        """The next event, or NEED_DATA.
+
+        :raises StreamError: the bytes are damaged, cut or of an unsupported kind; the same error is raised
+            again by every later call
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            return next(self._machine)
+        except StopIteration:
+            raise BugError(f"{self!r} ended") from None
+        except StreamError as error:
+            self._error = error
+            raise
+
+    def _grammar(self) -> Steps[_E, None]:
+        raise NotImplementedError

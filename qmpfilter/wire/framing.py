@@ -27,6 +27,7 @@ __all__ = [
     "Configuration",
     "SectionType",
     "command_name",
+    "subsection_header",
 ]
 
 BE16: Final = struct.Struct(">H")
@@ -105,3 +106,9 @@ def command_name(code: int) -> str:
         return Command(code).name
     except ValueError:
         return f"command {code}"
+
+
+def subsection_header(name: str, version: int) -> bytes:
+    """What stands before a subsection's fields: type byte, u8 length and name, be32 version
+    (vmstate.c, vmstate_subsection_save)."""
+    return bytes([SectionType.SUBSECTION, len(name)]) + name.encode() + BE32.pack(version)

@@ -12,7 +12,7 @@ import enum
 from collections.abc import Callable
 from typing import Final
 
-from qmpfilter.errors import FramingError, TruncatedError, UnsupportedError
+from qmpfilter.errors import FramingError, UnsupportedError
 from qmpfilter.wire.events import Event, IterableData
 from qmpfilter.wire.feed import Feed, Steps
 from qmpfilter.wire.framing import BE64
@@ -126,8 +126,6 @@ def _vfio(feed: Feed, idstr: str) -> Steps[Event, None]:
 def _bulk(feed: Feed, idstr: str, count: int) -> Steps[Event, None]:
     while count:
         offset = feed.offset
-        raw = yield from feed.take_available(count)
-        if not raw:
-            raise TruncatedError(offset, f"{count} more bytes of {idstr}", "the end of input")
+        raw = yield from feed.take_part(count, idstr)
         count -= len(raw)
         yield IterableData(offset, raw, idstr)

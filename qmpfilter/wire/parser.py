@@ -31,7 +31,6 @@ from qmpfilter.errors import (
     BugError,
     FramingError,
     LimitError,
-    QmpfilterError,
     StreamError,
     TruncatedError,
     UnsupportedError,
@@ -46,7 +45,7 @@ from qmpfilter.wire.events import (
     MachineConfiguration,
     PackageEnd,
 )
-from qmpfilter.wire.feed import NEED_DATA, Feed, NeedData, Steps
+from qmpfilter.wire.feed import NEED_DATA, Feed, Incremental, Steps
 from qmpfilter.wire.footers import footer
 from qmpfilter.wire.framing import (
     BE32,
@@ -88,7 +87,7 @@ class State(enum.Enum):
     PACKAGE = enum.auto()
     POSTCOPY = enum.auto()
     DONE = enum.auto()
-    FAILED = enum.auto()
+    FAILED = enum.auto()  # an error was raised
 
 
 _NEXT: Final[Mapping[State, tuple[State, ...]]] = {
@@ -101,7 +100,6 @@ _NEXT: Final[Mapping[State, tuple[State, ...]]] = {
     State.PACKAGE: (State.POSTCOPY,),
     State.POSTCOPY: (State.DONE,),
     State.DONE: (),
-    State.FAILED: (),
 }
 
 
@@ -123,67 +121,36 @@ class Limits:
         self.early = early
 
 
-class StreamParser:
+class StreamParser(Incremental[Event]):
     """Parses one main channel from its first byte to its last. Errors are final."""
 
     def __init__(self, limits: Limits | None = None) -> None:
-        self._feed = Feed()
+        super().__init__()
         self._limits = limits or Limits()
         self._state = State.HEADER
-        self._error: QmpfilterError | None = None
         self._ram = ram_section.Ram()
         self._iterables: dict[int, _Iterable] = {}
         self._tail = Tail(self._limits.tail, self._limits.vmdesc)
-        self._machine = self._stream()
 
     def __repr__(self) -> str:
-        return f"<StreamParser {self._state.name} at {self._feed.offset:#x}>"
+        return f"<StreamParser {self.state.name} at {self._feed.offset:#x}>"
 
     @property
     def state(self) -> State:
         """Where in the stream the parser is."""
-        return self._state
+        return self._state if self._error is None else State.FAILED
 
     @property
     def offset(self) -> int:
         """Stream offset of the first byte not yet consumed; bytes held until vmdesc arrives are consumed."""
         return self._feed.offset
 
-    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes of the stream. They must stay unchanged until `next_event` returned NEED_DATA,
-        and as long as a bulk event's `raw` is in use.
-
-        :raises BugError: `next_event` has not returned NEED_DATA since the call before
-        """
-        self._feed.give(data)
-
-    def receive_eof(self) -> None:
-        """The stream has ended; `next_event` then tells what was held, or that the end came too early."""
-        self._feed.close()
-
-    def next_event(self) -> Event | NeedData:
-        """The next part of the stream, or NEED_DATA.
-
-        :raises StreamError: the stream is damaged, cut or of an unsupported kind; the same error is
-            raised again by every later call
-        """
-        if self._error is not None:
-            raise self._error
-        try:
-            return next(self._machine)
-        except StopIteration:
-            raise BugError("the parser ended") from None
-        except StreamError as error:
-            self._error = error
-            self._state = State.FAILED
-            raise
-
     def _move(self, state: State) -> None:
         if state not in _NEXT[self._state]:
             raise BugError(f"parser: {self._state.name} -> {state.name}")
         self._state = state
 
-    def _stream(self) -> Steps[Event, None]:
+    def _grammar(self) -> Steps[Event, None]:
         """The whole grammar; never returns."""
         yield from self._header()
         yield from self._configuration()

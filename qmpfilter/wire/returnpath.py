@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from qmpfilter.errors import BugError, FramingError, StreamError, TruncatedError
-from qmpfilter.wire.feed import NEED_DATA, Feed, NeedData, Steps
+from qmpfilter.errors import FramingError
+from qmpfilter.wire.feed import NEED_DATA, Incremental, Steps
 from qmpfilter.wire.framing import BE32, BE64, COMMAND_HEADER
 from qmpfilter.wire.names import name_at
 
@@ -79,38 +79,10 @@ class Bitmap:
 ReturnPathEvent = Message | RequestPages | Bitmap
 
 
-class ReturnPathParser:
-    """Incremental like :class:`~qmpfilter.wire.parser.StreamParser`, for the other direction. Errors are final."""
+class ReturnPathParser(Incremental[ReturnPathEvent]):
+    """Parses the other direction of a main channel."""
 
-    def __init__(self) -> None:
-        self._feed = Feed()
-        self._error: StreamError | None = None
-        self._machine = self._messages()
-
-    def receive_data(self, data: bytes | bytearray | memoryview) -> None:
-        """Take the next bytes; see :meth:`StreamParser.receive_data`."""
-        self._feed.give(data)
-
-    def receive_eof(self) -> None:
-        """The destination has closed the return path."""
-        self._feed.close()
-
-    def next_event(self) -> ReturnPathEvent | NeedData:
-        """The next message, or NEED_DATA.
-
-        :raises StreamError: the bytes are damaged or cut; the same error is raised by every later call
-        """
-        if self._error is not None:
-            raise self._error
-        try:
-            return next(self._machine)
-        except StopIteration:
-            raise BugError("the return path parser ended") from None
-        except StreamError as error:
-            self._error = error
-            raise
-
-    def _messages(self) -> Steps[ReturnPathEvent, None]:
+    def _grammar(self) -> Steps[ReturnPathEvent, None]:
         feed = self._feed
         while True:
             while not feed.available:
@@ -142,9 +114,7 @@ class ReturnPathParser:
         remaining = BE64.unpack(size)[0]
         while remaining:
             at = self._feed.offset
-            part = yield from self._feed.take_available(remaining)
-            if not part:
-                raise TruncatedError(at, f"{remaining} more bytes of a bitmap", "the end of input")
+            part = yield from self._feed.take_part(remaining, "a bitmap")
             remaining -= len(part)
             yield Bitmap(at, part, block)
         at = self._feed.offset

@@ -17,7 +17,7 @@ from qmpfilter.errors import FramingError, LayoutError, LimitError
 from qmpfilter.wire.devices import known
 from qmpfilter.wire.events import DelimitedBy, DeviceSection
 from qmpfilter.wire.footers import SectionHeader, footer, footer_candidates, next_part
-from qmpfilter.wire.framing import BE32, FOOTER_SIZE, SectionType
+from qmpfilter.wire.framing import BE32, FOOTER_SIZE, SectionType, subsection_header
 from qmpfilter.wire.names import is_name
 from qmpfilter.wire.vmdesc import Device, shape_of
 from qmpfilter.wire.vmsd import Subsection, SubsectionAt, Vmsd
@@ -204,7 +204,7 @@ def by_vmdesc(
 def _check_headers(data: bytes | bytearray, at: int, subsections: Sequence[SubsectionAt], offset: int) -> None:
     """Check that the subsections that vmdesc lists stand where it says."""
     for sub in subsections:
-        header = bytes([SectionType.SUBSECTION, len(sub.name)]) + sub.name.encode() + BE32.pack(sub.version)
+        header = subsection_header(sub.name, sub.version)
         found = bytes(data[at + sub.start : at + sub.payload])
         if found != header:
             raise LayoutError(offset + at + sub.start, f"subsection {sub.name!r}, as vmdesc lists it", found)
@@ -313,7 +313,8 @@ def _resynchronised(
     # With the footer, so that every subsection is followed by something.
     whole = bytes(memoryview(data)[at : end + FOOTER_SIZE])
     end -= at
-    known_start = re.compile(b"|".join(re.escape(_header_of(sub)) for sub in vmsd.subsections.values()) or b"(?!)")
+    headers = [subsection_header(sub.name, sub.version) for sub in vmsd.subsections.values()]
+    known_start = re.compile(b"|".join(map(re.escape, headers)) or b"(?!)")
     found: list[SubsectionAt] = []
     start = header.size + vmsd.size
     while start < end and whole[start] == SectionType.SUBSECTION:
@@ -334,7 +335,3 @@ def _resynchronised(
             found.extend(followed[1])
     _check_unique(found, offset + at)
     return tuple(found)
-
-
-def _header_of(sub: Subsection) -> bytes:
-    return bytes([SectionType.SUBSECTION, len(sub.name)]) + sub.name.encode() + BE32.pack(sub.version)
