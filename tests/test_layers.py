@@ -17,8 +17,9 @@ LAYERS = (
     ("errors",),
     ("layout",),
     ("wire",),
-    ("saveimage", "svm"),
+    ("saveimage", "svm", "kvm"),
     ("inspect",),
+    ("selftest",),
     ("cli",),
     ("__main__",),
 )

@@ -10,12 +10,12 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Final
 
 import click
 
 from qmpfilter import __version__
-from qmpfilter.cli.inspect import inspect
 from qmpfilter.errors import BugError, HostError, QmpfilterError, StreamError
 
 __all__ = ["EXIT_BUG", "EXIT_FINE", "EXIT_HOST", "EXIT_STREAM", "cli", "main"]
@@ -27,19 +27,35 @@ EXIT_HOST: Final = 3
 _EXIT_INTERRUPTED: Final = 130
 
 
-@click.group(no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+# Each a module of this package with a command of the same name, loaded only when it is called: what one of
+# them needs, another's host may lack.
+_COMMANDS: Final = ("inspect", "selftest")
+
+
+class _Commands(click.Group):
+    """The commands by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"qmpfilter.cli.{name}"), name)
+        return command
+
+
+@click.group(cls=_Commands, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="qmpfilter")
 def cli() -> None:
     """Live migration of AMD virtual machines that run virtual machines."""
 
 
-cli.add_command(inspect)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit status."""
     try:
-        cli.main(args=arguments, prog_name="qmpfilter", standalone_mode=False)
+        # A command may give back a status of its own, which its help explains.
+        status = cli.main(args=arguments, prog_name="qmpfilter", standalone_mode=False)
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "qmpfilter"
         hint = f"; see {command} --help" if isinstance(error, click.UsageError) else ""
@@ -54,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _bug(error) if isinstance(error, BugError) else _say(str(error), EXIT_HOST)
     except Exception as error:
         return _bug(error)
-    return EXIT_FINE
+    return status if isinstance(status, int) else EXIT_FINE
 
 
 def _say(message: str, status: int) -> int:

@@ -118,7 +118,7 @@ class EmulatedHost:
             *command,
             *("-L", str(emulator.path / "usr/share/qemu"), "-L", str(emulator.path / "usr/share/seabios")),
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-            *("-machine", "q35", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt", "-smp", "1", "-m", str(MEMORY_MIB)),
+            *("-machine", "q35", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt,+vgif", "-smp", "1", "-m", str(MEMORY_MIB)),
             *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
             *("-append", "console=ttyS0 quiet root=/dev/vda rw init=/lab-init net.ifnames=0"),
             *("-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe"),
