@@ -18,6 +18,7 @@ LAYERS = (
     ("layout",),
     ("wire",),
     ("saveimage", "svm", "kvm"),
+    ("filter",),
     ("inspect",),
     ("selftest",),
     ("cli",),
@@ -26,7 +27,16 @@ LAYERS = (
 RANKS = {layer: rank for rank, line in enumerate(LAYERS) for layer in line}
 
 #: What is pure takes bytes and gives bytes: whole layers, or single modules of one.
-PURE = ("errors", "layout", "wire", "svm", "inspect", "saveimage.header", "saveimage.identity")
+PURE = (
+    "errors",
+    "layout",
+    "wire",
+    "svm",
+    "filter",
+    "inspect",
+    "saveimage.header",
+    "saveimage.identity",
+)
 
 WORLD = {
     "asyncio",

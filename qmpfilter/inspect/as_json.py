@@ -14,19 +14,19 @@ from qmpfilter.errors import StreamError
 from qmpfilter.inspect.collect import BlockRecords, Report, SectionRow
 from qmpfilter.inspect.vcpu import SubsectionValue, Vcpu
 from qmpfilter.layout import Layout
-from qmpfilter.svm import vmcb
+from qmpfilter.svm import native, vmcb
 from qmpfilter.svm.findings import Finding
 from qmpfilter.svm.legacy import FORMAT_SVM, FORMAT_VMX, LegacyState, flag_names
 from qmpfilter.svm.svm2 import L1Visible, Svm2Flags, Svm2State, Validity
 from qmpfilter.wire import cpu
 
-__all__ = ["FORMAT", "report_as_json"]
+__all__ = ["FORMAT", "error_as_json", "finding_as_json", "report_as_json"]
 
 FORMAT = 1
 _WIDE = 8
 _MASK = (1 << 8 * _WIDE) - 1
 
-_FORMATS = {FORMAT_SVM: "svm", FORMAT_VMX: "vmx"}
+_FORMATS = {FORMAT_SVM: "svm", FORMAT_VMX: "vmx", native.FORMAT: "svm2"}
 
 
 def report_as_json(report: Report, source: dict[str, Any]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def report_as_json(report: Report, source: dict[str, Any]) -> dict[str, Any]:
         "sections": [_section(row) for row in report.sections],
         "undecoded_vcpus": report.undecoded_vcpus,
         "vcpus": [vcpu_as_json(vcpu) for vcpu in report.vcpus],
-        "error": _error(report.error),
+        "error": error_as_json(report.error),
     }
 
 
@@ -89,7 +89,7 @@ def vcpu_as_json(vcpu: Vcpu) -> dict[str, Any]:
         "segments": segments,
         "subsections": [_subsection(sub) for sub in vcpu.subsections],
         "nested_state": _nested_state(vcpu),
-        "findings": [_finding(finding) for finding in vcpu.findings],
+        "findings": [finding_as_json(finding) for finding in vcpu.findings],
     }
 
 
@@ -199,12 +199,15 @@ def _subsection(sub: SubsectionValue) -> dict[str, Any]:
 def _fields(sub: SubsectionValue) -> dict[str, Any]:
     if sub.declared is None:
         return {}
-    # The page is shown decoded, in nested_state.
-    values = {name: value for name, value in sub.values.items() if name != "vmcb12"}
+    values = sub.values
+    if sub.name in (cpu.NESTED_STATE_SVM.name, cpu.NESTED_STATE_SVM2.name):
+        # The pages are shown decoded, in nested_state.
+        values = {name: value for name, value in values.items() if not isinstance(value, bytes)}
     return layout_as_json(sub.declared.layout, values)
 
 
-def _finding(finding: Finding) -> dict[str, str]:
+def finding_as_json(finding: Finding) -> dict[str, str]:
+    """A finding, field by field."""
     return {
         "code": finding.code,
         "severity": finding.severity.value,
@@ -213,7 +216,8 @@ def _finding(finding: Finding) -> dict[str, str]:
     }
 
 
-def _error(error: StreamError | None) -> dict[str, Any] | None:
+def error_as_json(error: StreamError | None) -> dict[str, Any] | None:
+    """An error of a stream, or that there was none."""
     if error is None:
         return None
     return {

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from qmpfilter.inspect.collect import BlockRecords, Report
 from qmpfilter.inspect.vcpu import Vcpu
-from qmpfilter.svm import vmcb
+from qmpfilter.svm import native, vmcb
 from qmpfilter.svm.findings import Severity
 from qmpfilter.svm.legacy import Era, LegacyState, flag_names
 from qmpfilter.svm.segment import Segment
@@ -186,7 +186,8 @@ def _vcpu(vcpu: Vcpu, columns: int, *, dumps: bool) -> RenderableType:
     else:
         parts.append(_indented(_nested_state(vcpu.nested)))
         if vcpu.svm2 is not None:
-            parts.append(_indented(_svm2(vcpu.svm2)))
+            carrier = "native state" if vcpu.nested.format == native.FORMAT else "a record"
+            parts.append(_indented(_svm2(vcpu.svm2, carrier)))
         if dumps and vcpu.nested.page is not None:
             parts.append(_indented(Text("VMCB12 control area and L1 save area, zero rows left out", style="bold")))
             parts.append(_indented(Text("\n".join(hex_dump(vcpu.nested.page)))))
@@ -235,9 +236,9 @@ def _nested_state(state: LegacyState) -> RenderableType:
     return table
 
 
-def _svm2(state: Svm2State) -> RenderableType:
+def _svm2(state: Svm2State, carrier: str) -> RenderableType:
     table = _pairs()
-    table.add_row("svm2", f"a record of producer {state.producer}, version {state.producer_version}")
+    table.add_row("svm2", f"{carrier} of producer {state.producer}, version {state.producer_version}")
     table.add_row("", f"flags {' '.join(vmcb.named_bits(Svm2Flags, state.flags)) or 'none'}")
     table.add_row("", f"exact {' '.join(vmcb.named_bits(Validity, state.validity)) or 'nothing that may be guessed'}")
     return table

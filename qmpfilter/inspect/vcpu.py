@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from qmpfilter.errors import RecordError
-from qmpfilter.svm import annex
+from qmpfilter.filter.carrier import carried
 from qmpfilter.svm.findings import Finding, Severity, examine
 from qmpfilter.svm.legacy import LegacyState
 from qmpfilter.svm.section import CpuSection
@@ -35,8 +36,9 @@ class SubsectionValue:
 class Vcpu:
     """One vCPU: the decoded fields of its section, and its nested state if it has one.
 
-    `vmx` is True for a nested state of VMX, which is named and not decoded. `svm2` is the record in the annex
-    of the nested state's page, if there is a good one.
+    `vmx` is True for a nested state of VMX, which is named and not decoded. `svm2` is what the
+    annex of the nested state's page, or native nested state, holds, if it is good; of the latter, `nested` is what
+    the legacy half would be.
     """
 
     index: int
@@ -64,12 +66,18 @@ class Vcpu:
 def decode_vcpu(section: DeviceSection) -> Vcpu:
     """Decode a `cpu` section of version 12."""
     told = CpuSection.of(section)
-    findings = examine(told.nested, told.block, told.subsections)
-    svm2 = None
+    nested, found = told.nested, None
     try:
-        svm2 = _record(told.nested)
+        found = carried(told)
     except RecordError as error:
+        findings = examine(nested, told.block, told.subsections)
         findings.append(Finding("svm2-record", Severity.REFUSE, f"The svm2 record is damaged: {error}.", "svm2"))
+    else:
+        # The rules are about legacy state: native state is judged as what its legacy half would be.
+        judged = nested if found is None else found.legacy
+        findings = examine(judged, told.block, told.subsections)
+        if found is not None and nested is not None:
+            nested = dataclasses.replace(found.legacy, format=nested.format, size=nested.size)
     return Vcpu(
         section.instance_id,
         section.offset,
@@ -77,17 +85,11 @@ def decode_vcpu(section: DeviceSection) -> Vcpu:
         told.block,
         cpu.BLOCK.parse(told.block),
         tuple(_subsection(section, sub, cpu.SUBSECTIONS.get(sub.name)) for sub in section.subsections),
-        told.nested,
-        svm2,
+        nested,
+        found.state if found is not None else None,
         told.vmx,
         tuple(findings),
     )
-
-
-def _record(nested: LegacyState | None) -> Svm2State | None:
-    if nested is None or nested.page is None:
-        return None
-    return annex.decode(nested.page, nested.vmcb_pa, run_pending=nested.run_pending, gif=nested.gif)
 
 
 def _subsection(section: DeviceSection, at: SubsectionAt, declared: Subsection | None) -> SubsectionValue:

@@ -15,7 +15,7 @@ of the struct, whose ``gpat`` stays where Linux 7.2 put it.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 from construct import Bytes, Construct, Int16ub, Int16ul, Int32ub, Int32ul, Int64ub, Int64ul
 
@@ -23,7 +23,7 @@ from qmpfilter.errors import BugError, RecordError
 from qmpfilter.layout import Codec, Field, Layout
 from qmpfilter.svm.legacy import SIZE_L1, StateFlags
 from qmpfilter.svm.svm2 import FLAG_BITS, VALIDITY_BITS, L1Visible, Svm2Flags, Svm2State, Validity
-from qmpfilter.svm.vmcb import CONTROL_SIZE, PAGE_SIZE, SAVE, SAVE_OFFSET, SAVE_SIZE
+from qmpfilter.svm.vmcb import PAGE_SIZE, SAVE
 from qmpfilter.wire import cpu
 
 __all__ = [
@@ -44,36 +44,22 @@ FORMAT: Final = 0x8002
 SIZE: Final = SIZE_L1 + 2 * PAGE_SIZE
 """kvm_nested_state.size: the 128-byte header and both pages."""
 
-_Type: TypeAlias = "Construct[Any, Any]"
+SUBSECTION: Final = cpu.NESTED_STATE_SVM2.layout
+"""The fields of ``cpu/kvm_nested_state/svm2``; its parent is ``cpu/nested_state``."""
+
+_LITTLE: Final[dict[Any, Construct[Any, Any]]] = {Int16ub: Int16ul, Int32ub: Int32ul, Int64ub: Int64ul}
+_PAGES: Final = SUBSECTION.offset("l1_save")
 
 
-def _header_rows(start: int, u16: _Type, u32: _Type, u64: _Type) -> list[Field]:
-    return [
-        Field(start, "vmcb_pa", u64, "L1 GPA of VMCB12"),
-        Field(start + 0x08, "gpat", u64, "L2's PAT where it has its own (Validity.G_PAT), else 0"),
-        Field(start + 0x10, "validity", u64, "Validity"),
-        Field(start + 0x18, "svm2_flags", u32, "Svm2Flags"),
-        Field(start + 0x1C, "producer", u16, "1 qmpfilter, 2 Linux kvm_amd"),
-        Field(start + 0x1E, "producer_version", u16),
-        Field(start + 0x20, "cr0", u64, "L1's, as L1 would read it; so the next four"),
-        Field(start + 0x28, "cr3", u64),
-        Field(start + 0x30, "cr4", u64),
-        Field(start + 0x38, "efer", u64),
-        Field(start + 0x40, "pat", u64),
-    ]
+def _in_blob(field: Field) -> Field:
+    """A row of the subsection as the struct has it: little-endian, the pages after the whole 128-byte header."""
+    shift = SIZE_L1 - _PAGES if field.offset >= _PAGES else _HEADER_START
+    return Field(field.offset + shift, field.name, _LITTLE.get(field.type, field.type), field.doc)
 
 
-def _page_rows(start: int) -> list[Field]:
-    vmcb12 = start + PAGE_SIZE
-    end = SAVE_OFFSET + SAVE_SIZE
-    return [
-        Field(start, "l1_save", Bytes(SAVE_SIZE)),
-        Field(start + SAVE_SIZE, "reserved_l1", Bytes(PAGE_SIZE - SAVE_SIZE), "zero"),
-        Field(vmcb12, "vmcb12_control", Bytes(CONTROL_SIZE)),
-        Field(vmcb12 + SAVE_OFFSET, "vmcb12_save", Bytes(SAVE_SIZE), "L2's registers"),
-        Field(vmcb12 + end, "reserved_vmcb12", Bytes(PAGE_SIZE - end), "zero"),
-    ]
-
+_HEADER_START: Final = 0x08
+_ROWS: Final = tuple(_in_blob(field) for field in SUBSECTION.fields.values())
+_HEADER_END: Final = _HEADER_START + _PAGES
 
 BLOB: Final = Layout(
     "kvm_nested_state, format 0x8002",
@@ -82,16 +68,10 @@ BLOB: Final = Layout(
         Field(0x00, "flags", Int16ul, "KVM_STATE_NESTED_*"),
         Field(0x02, "format", Int16ul, "0x8002"),
         Field(0x04, "size", Int32ul, "0x2080"),
-        *_header_rows(0x08, Int16ul, Int32ul, Int64ul),
-        Field(0x50, "reserved_header", Bytes(SIZE_L1 - 0x50), "zero"),
-        *_page_rows(SIZE_L1),
+        *(row for row in _ROWS if row.offset < _HEADER_END),
+        Field(_HEADER_END, "reserved_header", Bytes(SIZE_L1 - _HEADER_END), "zero"),
+        *(row for row in _ROWS if row.offset >= SIZE_L1),
     ],
-)
-
-SUBSECTION: Final = Layout(
-    "cpu/kvm_nested_state/svm2",
-    "section 4 of the format; version 1; its parent is cpu/nested_state",
-    [*_header_rows(0x00, Int16ub, Int32ub, Int64ub), *_page_rows(0x48)],
 )
 
 _PARENT: Final = cpu.NESTED_STATE.layout

@@ -9,7 +9,7 @@ Under KVM and while the vCPU is in L2, every register here is L2's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from construct import (
     Array,
@@ -36,6 +36,7 @@ __all__ = [
     "IDSTR",
     "NESTED_STATE",
     "NESTED_STATE_SVM",
+    "NESTED_STATE_SVM2",
     "NESTED_STATE_VMX",
     "SEGMENTS",
     "SUBSECTIONS",
@@ -146,13 +147,16 @@ _SINCE_10_0 = "QEMU 10.0"
 _SINCE_11_1 = "QEMU 11.1; sizes from the posted series, no stream with it was seen"
 
 
-def _sub(name: str, *fields: tuple[str, Construct[Any, Any]], source: str = "QEMU 7.2 or older",
+_Row: TypeAlias = "tuple[str, Construct[Any, Any]] | tuple[str, Construct[Any, Any], str]"
+
+
+def _sub(name: str, *fields: _Row, source: str = "QEMU 7.2 or older",
          children: tuple[Subsection, ...] = ()) -> Subsection:  # fmt: skip
-    """A subsection from (field name, type) pairs laid end to end."""
+    """A subsection from its fields' names, types and what is to be said of them, laid end to end."""
     rows: list[Field] = []
     at = 0
-    for field_name, type_ in fields:
-        rows.append(Field(at, field_name, type_))
+    for field_name, type_, *doc in fields:
+        rows.append(Field(at, field_name, type_, *doc))
         at += rows[-1].size
     return Subsection(Layout(name, source, rows), {child.name: child for child in children})
 
@@ -164,6 +168,27 @@ def _msr(name: str, field_name: str | None = None, source: str = "QEMU 7.2 or ol
 # machine.c:1024-1247 (QEMU 10.2.2). Only these bytes of struct kvm_nested_state travel.
 NESTED_STATE_SVM: Final = _sub(
     "cpu/kvm_nested_state/svm", ("vmcb_pa", Int64ub), ("vmcb12", Bytes(VMCB_PAGE_SIZE)), source="QEMU 5.1"
+)
+# Areas of a VMCB, little-endian, are opaque here; zeros fill the pages that hold them.
+NESTED_STATE_SVM2: Final = _sub(
+    "cpu/kvm_nested_state/svm2",
+    ("vmcb_pa", Int64ub, "L1 GPA of VMCB12"),
+    ("gpat", Int64ub, "L2's PAT where it has its own, else 0"),
+    ("validity", Int64ub),
+    ("svm2_flags", Int32ub),
+    ("producer", Int16ub, "1 qmpfilter, 2 Linux kvm_amd"),
+    ("producer_version", Int16ub),
+    ("cr0", Int64ub, "L1's, as L1 would read it; so the next four"),
+    ("cr3", Int64ub),
+    ("cr4", Int64ub),
+    ("efer", Int64ub),
+    ("pat", Int64ub),
+    ("l1_save", Bytes(0x300)),
+    ("reserved_l1", Bytes(VMCB_PAGE_SIZE - 0x300), "zero"),
+    ("vmcb12_control", Bytes(0x400)),
+    ("vmcb12_save", Bytes(0x300), "L2's registers"),
+    ("reserved_vmcb12", Bytes(VMCB_PAGE_SIZE - 0x700), "zero"),
+    source="this project's format svm2, section 4; no QEMU writes it",
 )
 NESTED_STATE_VMX: Final = _sub(
     "cpu/kvm_nested_state/vmx",
@@ -182,7 +207,7 @@ NESTED_STATE: Final = _sub(
     ("format", Int16ub),
     ("size", Int32ub),
     source="QEMU 4.1 (VMX), 5.1 (SVM)",
-    children=(NESTED_STATE_VMX, NESTED_STATE_SVM),
+    children=(NESTED_STATE_VMX, NESTED_STATE_SVM, NESTED_STATE_SVM2),
 )
 
 _CPU_SUBSECTIONS = (

@@ -79,6 +79,8 @@ MIGRATIONS = (
     Migration("mixed", "2n1-"),
     Migration("l1", "1"),
     Migration("q35", "2", machine="q35", devices=DEVICES),
+    # the newest type that the QEMU of every host has
+    Migration("common-type", "2n", machine="pc-i440fx-7.2"),
     Migration("return-path", "2", capabilities=("return-path",), destination=True),
     Migration(
         "multifd",

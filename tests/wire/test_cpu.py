@@ -143,7 +143,11 @@ SUBSECTIONS = [
 
 #: Below these two, by full path of names.
 CHILDREN = {
-    "cpu/nested_state": {"cpu/kvm_nested_state/vmx": 18, "cpu/kvm_nested_state/svm": 8 + 4096},
+    "cpu/nested_state": {
+        "cpu/kvm_nested_state/vmx": 18,
+        "cpu/kvm_nested_state/svm": 8 + 4096,
+        "cpu/kvm_nested_state/svm2": 72 + 2 * 4096,
+    },
     "cpu/kvm_nested_state/vmx": {
         "cpu/kvm_nested_state/vmx/vmcs12": 4096,
         "cpu/kvm_nested_state/vmx/shadow_vmcs12": 4096,
