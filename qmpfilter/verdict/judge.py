@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verdict: walks the rules for one vCPU, and puts the answers for several together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from qmpfilter.errors import RecordError
+from qmpfilter.svm import annex
+from qmpfilter.svm.legacy import LegacyState
+from qmpfilter.svm.section import CpuSection
+from qmpfilter.verdict.attempt import Attempt
+from qmpfilter.verdict.checks import applicable
+from qmpfilter.verdict.facts import HostFacts
+from qmpfilter.verdict.losses import losses
+from qmpfilter.verdict.rule import Rule, Stage
+from qmpfilter.verdict.ternary import Ternary
+from qmpfilter.verdict.version import Releases, Version
+
+__all__ = ["HEEDS_REFUSAL", "Answer", "Outcome", "Reason", "StreamVerdict", "Verdict", "judge", "judge_stream"]
+
+
+class Outcome(Enum):
+    """What a destination will do, the best first."""
+
+    ACCEPTED = "accepted"
+    PERHAPS_LOSS = "accepted, perhaps with loss"
+    LOSS = "accepted with loss"
+    UNKNOWN = "unknown"
+    REFUSED = "refused"
+
+
+class Answer(Enum):
+    """What a reason stands for."""
+
+    REFUSES = "refuses"
+    MIGHT_REFUSE = "might refuse"
+    LOSES = "loses"
+    MIGHT_LOSE = "might lose"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """One rule that speaks, or might.
+
+    :param code: the rule's
+    :param answer: what it says
+    :param stage: where it is met
+    :param field: what it is about
+    :param text: one sentence with the values
+    :param missing: facts that would decide it, in words
+    :param source: file and function that does so
+    """
+
+    code: str
+    answer: Answer
+    stage: Stage
+    field: str
+    text: str
+    missing: tuple[str, ...]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer for one vCPU.
+
+    :param outcome: in one word
+    :param reasons: refusals in the order in which the destination meets them, the first is what it says; then
+        losses
+    :param silent: a refusal by the kernel would go unnoticed: QEMU up to 8.1 ignores it, reports success and
+        runs a broken guest. None where QEMU's version is not known, False where nothing is refused that late
+    :param notes: what the answer rests on
+    """
+
+    outcome: Outcome
+    reasons: tuple[Reason, ...]
+    silent: bool | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamVerdict:
+    """The answers for a stream.
+
+    :param outcome: the worst of all vCPUs', because a migration ends with the first that is refused; None for a
+        stream without any
+    :param vcpus: by the section's instance id
+    """
+
+    outcome: Outcome | None
+    vcpus: Mapping[int, Verdict]
+
+
+# accel/kvm/kvm-all.c:do_kvm_cpu_synchronize_post_init, since commit 7191f24c7f.
+HEEDS_REFUSAL: Final = Releases("8.1- 8.2+")
+
+_OUTCOMES: Final = {
+    Answer.MIGHT_LOSE: Outcome.PERHAPS_LOSS,
+    Answer.LOSES: Outcome.LOSS,
+    Answer.MIGHT_REFUSE: Outcome.UNKNOWN,
+    Answer.REFUSES: Outcome.REFUSED,
+}
+
+# Branches whose sources were read, with the newest level of each.
+_READ: Final = {(5, 10): 262, (6, 1): 192, (6, 12): 117, (7, 2): 12, (7, 3): 4}
+
+
+def judge(nested: LegacyState | None, block: bytes, subsections: Mapping[str, bytes], facts: HostFacts) -> Verdict:
+    """What the destination will do with one vCPU.
+
+    :param nested: its nested state; None without ``cpu/nested_state``
+    :param block: the section's fixed field block, 1817 bytes
+    :param subsections: payloads of the section's subsections and their children by full name
+    :param facts: what is known of the destination
+    :raises BugError: `block` has the wrong length
+    """
+    attempt = Attempt(nested, block, subsections, facts)
+    refusals = list(_told(applicable(attempt), attempt, Answer.REFUSES, Answer.MIGHT_REFUSE))
+    lost = list(_told(losses(attempt), attempt, Answer.LOSES, Answer.MIGHT_LOSE))
+    if (damage := _damaged_record(nested)) is not None:
+        lost.append(damage)
+    reasons = (*refusals, *lost)
+    outcome = _worst(_OUTCOMES[reason.answer] for reason in reasons) or Outcome.ACCEPTED
+    return Verdict(outcome, reasons, _silent(refusals, facts), tuple(_notes(attempt)))
+
+
+def judge_stream(sections: Iterable[CpuSection], facts: HostFacts) -> StreamVerdict:
+    """What the destination will do with a stream.
+
+    :param sections: its `cpu` sections of version 12
+    :param facts: what is known of the destination
+    """
+    vcpus = {section.index: judge(section.nested, section.block, section.subsections, facts) for section in sections}
+    return StreamVerdict(_worst(one.outcome for one in vcpus.values()), vcpus)
+
+
+def _worst(outcomes: Iterable[Outcome]) -> Outcome | None:
+    return max(outcomes, key=list(Outcome).index, default=None)
+
+
+def _told(rules: Iterable[Rule], attempt: Attempt, surely: Answer, perhaps: Answer) -> Iterator[Reason]:
+    for rule in rules:
+        attempt.missing.clear()
+        broken: Ternary = rule.judge(attempt)
+        if broken is not False:
+            yield Reason(
+                rule.code,
+                surely if broken else perhaps,
+                rule.stage,
+                rule.field,
+                rule.sentence(attempt),
+                () if broken else tuple(sorted(attempt.missing)),
+                rule.source,
+            )
+
+
+def _damaged_record(nested: LegacyState | None) -> Reason | None:
+    """Kernels pass the annex over; whoever converts this state back will not."""
+    if nested is None or nested.page is None:
+        return None
+    try:
+        annex.decode(nested.page, nested.vmcb_pa, run_pending=nested.run_pending, gif=nested.gif)
+    except RecordError as error:
+        text = f"The svm2 record in the page's annex is damaged ({error}); kernels pass it over."
+        return Reason("svm2-record", Answer.LOSES, Stage.RUN, "svm2", text, (), "qmpfilter/svm/annex.py:decode")
+    return None
+
+
+def _silent(refusals: Iterable[Reason], facts: HostFacts) -> bool | None:
+    late = [reason for reason in refusals if reason.stage in (Stage.SREGS, Stage.NESTED_STATE)]
+    early = any(reason.stage is Stage.LOAD and reason.answer is Answer.REFUSES for reason in refusals)
+    if early or not late:
+        return False
+    heeds = HEEDS_REFUSAL.have_it(facts.qemu_version)
+    return None if heeds is None else not heeds
+
+
+def _notes(attempt: Attempt) -> Iterator[str]:
+    kernel: Version | None = attempt.facts.kernel
+    if kernel is not None:
+        read = _READ.get(kernel.branch)
+        newest = ", ".join(f"{major}.{minor}.{level}" for (major, minor), level in _READ.items())
+        if read is None or (kernel.micro is not None and kernel.micro > read):
+            yield f"Kernel {kernel} itself was not read; the rules follow those that were, up to {newest}."
+    if attempt.assumed:
+        yield "The guest is taken to have the CPUID features and address width that the host supports."
