@@ -21,7 +21,7 @@ LAYERS = (
     ("verdict",),
     ("filter",),
     ("inspect",),
-    ("selftest",),
+    ("doctor", "selftest"),
     ("cli",),
     ("__main__",),
 )
@@ -36,6 +36,10 @@ PURE = (
     "verdict",
     "filter",
     "inspect",
+    "doctor.as_text",
+    "doctor.behaviour",
+    "doctor.checks",
+    "doctor.survey",
     "saveimage.header",
     "saveimage.identity",
 )
