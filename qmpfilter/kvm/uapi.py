@@ -216,6 +216,7 @@ class Cap(enum.IntEnum):
 
     MULTI_ADDRESS_SPACE = 118
     NESTED_STATE = 157
+    SREGS2 = 200
     DISABLE_QUIRKS2 = 213
 
 

@@ -11,6 +11,7 @@ from typing import Final
 __all__ = [
     "CLGI",
     "RSM",
+    "VMLOAD",
     "VMMCALL",
     "VMRUN",
     "VMSAVE",
@@ -22,6 +23,7 @@ __all__ = [
 
 VMRUN: Final = bytes.fromhex("0f01d8")  # rax is the address of the VMCB
 VMMCALL: Final = bytes.fromhex("0f01d9")
+VMLOAD: Final = bytes.fromhex("0f01da")  # rax is the address of the VMCB
 VMSAVE: Final = bytes.fromhex("0f01db")  # rax is the address of the VMCB
 CLGI: Final = bytes.fromhex("0f01dd")
 RSM: Final = bytes.fromhex("0faa")

@@ -38,6 +38,8 @@ _MSRS: Final[Mapping[str, int]] = {
 }
 _PDPTRS: Final = "cpu/pdptrs"
 _PDPTRS_VALID: Final = 1 << 0
+_RFLAGS_VM: Final = 1 << 17
+_V8086: Final = 3 << 8 | 1 << 12 | 3 << 13 | 1 << 15  # set_v8086_seg: type 3, S, DPL 3, P
 _BLOB: Final = struct.Struct("<HHIQ")
 _BLOB_PAGE: Final = 0x80
 # KVM_VCPUEVENT_VALID_NMI_PENDING, _SIPI_VECTOR, _SMM: what QEMU sets in kvm_put_vcpu_events.
@@ -108,8 +110,10 @@ def load(vcpu: Vcpu, state: State) -> None:
 
     # CR8 and the APIC base are nobody's here: they stay.
     sregs = vcpu.sregs2()
+    v8086 = get("rflags") & _RFLAGS_VM
     for name in _SEGMENTS:
-        _get_segment(get, name, getattr(sregs, name))
+        flags = _V8086 if v8086 and name not in ("ldt", "tr") else get(f"{name}_flags")
+        _get_segment(get, name, flags, getattr(sregs, name))
     for name in ("gdt", "idt"):
         getattr(sregs, name).base = get(f"{name}_base")
         getattr(sregs, name).limit = get(f"{name}_limit")
@@ -158,8 +162,7 @@ def _put_segment(put: Any, name: str, segment: uapi.Segment) -> None:
     put(f"{name}_flags", flags)
 
 
-def _get_segment(get: Any, name: str, segment: uapi.Segment) -> None:
-    flags = get(f"{name}_flags")
+def _get_segment(get: Any, name: str, flags: int, segment: uapi.Segment) -> None:
     segment.selector = get(f"{name}_selector") & 0xFFFF
     segment.base = get(f"{name}_base")
     segment.limit = get(f"{name}_limit")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from qmpfilter.errors import HostError
@@ -20,6 +21,9 @@ _SVM: Final = 1 << 2
 _NPT, _VGIF = 1 << 0, 1 << 16
 
 
+_NESTED: Final = Path("/sys/module/kvm_amd/parameters/nested")
+
+
 def run_all(wanted: str = "") -> Iterator[Result]:
     """Run the cases that have this text in their name, one after the other.
 
@@ -28,12 +32,20 @@ def run_all(wanted: str = "") -> Iterator[Result]:
     with Kvm() as kvm:
         leaves = {row.function: row for row in kvm.supported_cpuid() if row.index == 0}
         if _FEATURES not in leaves or not leaves[_FEATURES].ecx & _SVM:
-            raise HostError(
-                "KVM offers no SVM to guests here: it takes an AMD host with kvm_amd's parameter nested=1"
-            )
-        if not kvm.check_extension(Cap.NESTED_STATE):
-            raise HostError("this kernel cannot save nested state (Linux 5.8 or newer can)")
+            raise HostError(_why_no_svm())
+        if not kvm.check_extension(Cap.NESTED_STATE) or not kvm.check_extension(Cap.SREGS2):
+            raise HostError("this kernel cannot save nested state, or the registers beside it (Linux 5.14 can)")
         offered = leaves[_FEATURES_SVM].edx if _FEATURES_SVM in leaves else 0
         for case in cases(nested_paging=bool(offered & _NPT), vgif=bool(offered & _VGIF)):
             if wanted in case.name:
                 yield run(kvm, case)
+
+
+def _why_no_svm() -> str:
+    try:
+        nested = _NESTED.read_text().strip()
+    except OSError:
+        return "KVM offers no SVM to guests here: it takes an AMD CPU with SVM on, and kvm_amd loaded"
+    if nested in ("0", "N"):
+        return f"KVM offers no SVM to guests here: kvm_amd was loaded with nested={nested}; load it with nested=1"
+    return f"KVM offers no SVM to guests here, although kvm_amd has nested={nested}"
