@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from qmpfilter.inspect.vcpu import Vcpu
 from qmpfilter.wire.cpu import GENERAL_REGISTERS
 
-__all__ = ["decoded_registers", "spoken_registers"]
+__all__ = ["decoded_registers", "spoken_mask", "spoken_registers"]
 
 # Values are tuples of what stands after the name: a register's number, or a segment's selector, base,
 # limit and flags, or an x87 register's mantissa and exponent, or a vector register's high and low half.
@@ -35,14 +35,24 @@ def spoken_registers(text: str) -> Registers:
     return found
 
 
-def decoded_registers(vcpu: Vcpu) -> Registers:
-    """The registers of a decoded `cpu` section under the names of `info registers`."""
-    return dict(_decoded(vcpu))
+def spoken_mask(text: str) -> int:
+    """The bits of a register that are shown: the lower half outside of 64-bit mode."""
+    return (1 << 32) - 1 if "EAX=" in text else (1 << 64) - 1
 
 
-def _decoded(vcpu: Vcpu) -> Iterator[tuple[str, tuple[int, ...]]]:
+def decoded_registers(vcpu: Vcpu, mask: int) -> Registers:
+    """The registers of a decoded `cpu` section under the names of `info registers`.
+
+    :param mask: of the general and control registers and of the bases
+    """
+    return dict(_decoded(vcpu, mask))
+
+
+def _decoded(vcpu: Vcpu, mask: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     values = vcpu.registers
-    for name in (*GENERAL_REGISTERS, "rip", "efer", "fcw", "mxcsr", "cr0", "cr2", "cr3", "cr4"):
+    for name in (*GENERAL_REGISTERS, "rip", "cr0", "cr2", "cr3", "cr4"):
+        yield name.upper(), (values[name] & mask,)
+    for name in ("efer", "fcw", "mxcsr"):
         yield name.upper(), (values[name],)
     for number in (0, 1, 2, 3, 6, 7):
         yield f"DR{number}", (values[f"dr{number}"],)
@@ -52,8 +62,8 @@ def _decoded(vcpu: Vcpu) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "FSW", (values["fsw"],)
     yield "FTW", (values["ftw"],)
     for name in ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr"):
-        parts = ("selector", "base", "limit", "flags")
-        yield name.upper(), tuple(values[f"{name}_{part}"] for part in parts)
+        selector, base, limit, flags = (values[f"{name}_{part}"] for part in ("selector", "base", "limit", "flags"))
+        yield name.upper(), (selector, base & mask, limit, flags)
     for name in ("gdt", "idt"):
         yield name.upper(), (values[f"{name}_base"], values[f"{name}_limit"])
     for number, register in enumerate(values["fpregs"]):

@@ -20,6 +20,7 @@ from typing import Any
 
 from .emulator import EmulatedHost
 from .hosts import HOSTS, HostImage, emulator, host_image
+from .inhost.modes import MODES
 from .recording import Recording, record
 from .scenarios import CORPUS, Migration, Scenario
 
@@ -27,7 +28,6 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 MANIFEST = FIXTURES / "manifest.json"
 HOSTS_AT_ONCE = 2
 _FIXTURES_LOCK = Lock()
-MODES = {"2": "L2", "n": "L2", "1": "L1", "-": "halted"}
 
 
 def main(names: list[str]) -> int:
@@ -85,7 +85,12 @@ def _store(name: str, image: HostImage, recording: Recording) -> dict[str, Any]:
         "qemu": image.versions["qemu"],
         "machine": recording.machine,
         "vcpus": [
-            {"index": index, "mode": MODES[letter], "nested paging": letter == "n"}
+            {
+                "index": index,
+                "letter": letter,
+                "mode": recording.truth["places"][str(index)],
+                "nested paging": MODES[letter].nested_paging,
+            }
             for index, letter in enumerate(scenario.vcpus)
         ],
         "files": files,

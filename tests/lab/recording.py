@@ -14,7 +14,10 @@ from .scenarios import Migration, Scenario
 
 MIGRATION_SECONDS = 400.0
 SAVE_SECONDS = 400.0
-_TRUTH_SYMBOLS = ("contexts", "l1_pml4", "l2_pml4", "npt_pml4", "vmcb12_pages")
+_TRUTH_SYMBOLS = (
+    *("contexts", "l1_pml4", "l2_pml4", "npt_pml4", "pae_pdpts", "legacy_directory", "vmcb12_pages"),
+    *("nothing_injected",),
+)
 
 
 @dataclass(frozen=True)

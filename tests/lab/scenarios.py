@@ -22,9 +22,11 @@ DEVICES = (
 class Migration:
     """A migration of the L1 guest to record.
 
-    ``vcpus`` is a letter per vCPU as the guest's boot.S knows them.  ``dirty`` pages per vCPU are written to all
+    ``vcpus`` is a letter per vCPU as inhost.modes knows them.  ``dirty`` pages per vCPU are written to all
     the time, with ``spin`` iterations in between.  Without a ``destination`` the relay swallows the stream.
-    ``passes`` over the guest's memory are enforced before the migration may complete.
+    ``passes`` over the guest's memory are enforced before the migration may complete.  ``nmi`` sends two NMIs:
+    one to take, one that stays pending.  With ``run_pending`` attempts are made until a vCPU is caught between VMRUN
+    and L2's first instruction.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Migration:
     dirty: int = 0
     spin: int = 400_000
     passes: int = 0
+    nmi: bool = False
+    run_pending: bool = False
 
     @property
     def guest(self) -> str:
@@ -81,6 +85,8 @@ MIGRATIONS = (
     Migration("q35", "2", machine="q35", devices=DEVICES),
     # the newest type that the QEMU of every host has
     Migration("common-type", "2n", machine="pc-i440fx-7.2"),
+    # each mode of the guest that the others lack
+    Migration("states", "NpPwWcvVIidDs0rr", spin=2_000_000, nmi=True, run_pending=True),
     Migration("return-path", "2", capabilities=("return-path",), destination=True),
     Migration(
         "multifd",

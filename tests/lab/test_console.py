@@ -22,6 +22,20 @@ def test_progress() -> None:
     assert progress.exits == {0: 1}
 
 
+def test_32_bit_l2() -> None:
+    progress = read_console(f"3 a {16:016x} {checksum(3, 10, 16, CONTEXT + 20 * 4096):016x}\n", CONTEXTS)
+    assert progress.rounds == {10: [16]}
+    with pytest.raises(Corruption, match="checksum"):
+        read_console(f"3 0 {16:016x} {checksum(2, 0, 16, CONTEXT):016x}\n", CONTEXTS)
+
+
+def test_exits_are_the_rounds_of_a_vcpu_that_injects() -> None:
+    progress = read_console(f"S f r\nS 1 2\nv f {0x4000:016x}\nv 1 {3:016x}\nn 2 {1:016x}\n", CONTEXTS)
+    assert progress.rounds == {15: [0x4000]}
+    assert progress.exits == {15: 0x4000, 1: 3}
+    assert progress.nmis == {2: 1}
+
+
 def test_checksum_of_another_round_is_noticed() -> None:
     line = f"2 0 {17:016x} {checksum(2, 0, 16, CONTEXT):016x}\n"
     with pytest.raises(Corruption, match="checksum"):

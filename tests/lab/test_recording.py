@@ -8,7 +8,7 @@ import pytest
 from qmpfilter.inspect.vcpu import decode_vcpu
 from qmpfilter.wire.events import DeviceSection, MachineConfiguration
 from tests.helpers.parse import parse, rejoined
-from tests.helpers.truth import decoded_registers, spoken_registers
+from tests.helpers.truth import decoded_registers, spoken_mask, spoken_registers
 from tests.lab.emulator import EmulatedHost
 from tests.lab.inhost.console import slot_value
 from tests.lab.recording import Recording, record
@@ -35,8 +35,9 @@ def test_decoded_registers_are_what_qemu_says(recording: Recording) -> None:
         decode_vcpu(event) for event in parse(recording.files["stream"]).of(DeviceSection) if event.idstr == "cpu"
     ]
     assert [vcpu.in_l2 for vcpu in vcpus] == [True]
-    spoken = spoken_registers(recording.truth["registers"]["0"]["text"])
-    decoded = decoded_registers(vcpus[0])
+    text = recording.truth["registers"]["0"]["text"]
+    spoken = spoken_registers(text)
+    decoded = decoded_registers(vcpus[0], spoken_mask(text))
     assert {name: decoded[name] for name in spoken} == spoken
     assert vcpus[0].nested is not None
     assert vcpus[0].nested.vmcb_pa == int(recording.truth["vmcb12"]["0"]["address"], 16)

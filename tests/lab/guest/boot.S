@@ -2,8 +2,7 @@
 #
 # From the multiboot loader to long mode, on every vCPU, and the reading of the command line:
 #
-#   vcpus=LETTERS   one letter per vCPU: 2 runs an L2 with shadow paging, n runs an L2 with nested paging,
-#                   1 stays in L1 with EFER.SVME set and never executes VMRUN, - is never started
+#   vcpus=LETTERS   one letter per vCPU: a mode of mode_table in l1.S, or - for a vCPU that is never started
 #   dirty=PAGES     pages each worker writes to at every verification (default 0)
 #   spin=COUNT      iterations between two verifications (default 400000)
 
@@ -24,15 +23,25 @@ _start:
         mov 16(%ebx), %eax              # multiboot information: address of the command line
         mov %eax, command_line
 
-        # Three identity maps of the first 4 GiB with 2 MiB pages: L1's, L2's, and the nested one.  They share no
-        # page, because KVM write-protects the tables it shadows, and a walk of the one map that sets accessed
-        # bits in a table of the other would then fault without end.
+        # Identity maps of the first 4 GiB: L1's, L2's, and the nested one with 2 MiB pages, then those of a 32-bit
+        # L2, with PAE and without.  They share no page, because KVM write-protects the tables it shadows, and a walk
+        # of the one map that sets accessed bits in a table of the other would then fault without end.
         mov $l1_pml4, %edi
         call build_map
         mov $l2_pml4, %edi
         call build_map
         mov $npt_pml4, %edi
         call build_map
+        mov $pae_pdpt, %edi
+        mov $1, %eax                    # present; the other bits are reserved here
+        call build_directories
+        mov $legacy_directory, %edi
+        mov $0xe7, %eax                 # as in build_directories, 4 MiB
+        mov $1024, %ecx
+1:      mov %eax, (%edi)
+        add $4, %edi
+        add $0x400000, %eax
+        loop 1b
         jmp enter_long_mode
 
 # In: EDI = PML4, followed by the page directory pointers and four page directories.
@@ -40,7 +49,11 @@ build_map:
         lea 4096 + 0x67(%edi), %eax     # present, writable, user (nested walks are user accesses), accessed, dirty
         mov %eax, (%edi)
         add $4096, %edi
-        add $4096, %eax
+        mov $0x67, %eax
+
+# In: EDI = page directory pointers, followed by four page directories; EAX = low bits of a pointer.
+build_directories:
+        lea 4096(%edi, %eax), %eax
         mov $4, %ecx
 1:      mov %eax, (%edi)
         add $4096, %eax
@@ -95,8 +108,9 @@ long_mode:
 # In: EDI = index.  Does not return.
 run_vcpu:
         movzbl modes(%rdi), %esi
-        cmp $'1', %sil
-        je run_l1_only
+        call mode_of_letter
+        test $MODE_L1, %eax
+        jnz run_l1_only
         jmp run_l1_with_l2
 
 # Sends INIT, SIPI, SIPI to every vCPU on the command line that is to run.
@@ -241,5 +255,13 @@ l2_pml4:
         .skip MAP_SIZE
 npt_pml4:
         .skip MAP_SIZE
+.global pae_pdpt, legacy_directory
+pae_pdpt:
+        .skip MAP_SIZE - 4096
+legacy_directory:
+        .skip 4096
+.global pae_pdpts
+pae_pdpts:                              # each L2's own, 32 bytes
+        .skip 4096
 l1_stacks:
         .skip CPUS_MAX * 4096

@@ -10,7 +10,14 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-SOURCES = ("boot", "l1", "worker", "console")  # boot first: the multiboot header has to lie at the front
+SOURCES = (
+    "boot",
+    "l1",
+    "worker",
+    "worker32",
+    "inject",
+    "console",
+)  # boot first: the multiboot header has to lie at the front
 LOAD_ADDRESS = 0x100000
 TOOL_SECONDS = 60.0
 _SYMBOL = re.compile(r"^([0-9a-f]{16}) [bBdDtTrR] (\w+)$", re.MULTILINE)

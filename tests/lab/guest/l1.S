@@ -7,26 +7,45 @@
 .code64
 .text
 
+# In: ESI = letter.  Out: EAX = bits of the mode.  An unknown letter is a mistake of the command line: stops.
+.global mode_of_letter
+mode_of_letter:
+        mov $mode_table, %ecx
+1:      mov (%rcx), %edx
+        test %edx, %edx
+        jz 2f
+        mov 4(%rcx), %eax
+        add $8, %ecx
+        cmp %esi, %edx
+        jne 1b
+        ret
+2:      hlt
+        jmp 2b
+
 # A vCPU that stays in L1: its MSRs get the L1 values, then it does a worker's rounds itself.
-# In: EDI = index.  Does not return.
+# In: EDI = index, ESI = mode letter, EAX = bits of the mode.  Does not return.
 .global run_l1_only
 run_l1_only:
         mov %edi, %ebx
-        mov $'1', %al
+        mov %eax, mode_bits(, %rbx, 4)
+        mov %esi, %eax
         call announce
         mov %ebx, %edi
         mov $1, %esi
         call prepare_context
+        mov mode_bits(, %rbx, 4), %eax
+        mov %eax, CTX_MODE(%r12)
         call load_l1_msrs
         mov %r12, %rsp
         jmp worker
 
 # A vCPU that runs an L2.  RBX keeps the index, R13 VMCB12, R14 the page that holds L1's own VMLOAD state.
-# In: EDI = index, ESI = mode letter.  Does not return.
+# In: EDI = index, ESI = mode letter, EAX = bits of the mode.  Does not return.
 .global run_l1_with_l2
 run_l1_with_l2:
         mov %edi, %ebx
-        mov %esi, %ebp
+        mov %eax, mode_bits(, %rbx, 4)
+        mov %eax, %ebp
         mov %esi, %eax
         call announce
         mov %ebx, %eax
@@ -41,10 +60,34 @@ run_l1_with_l2:
         mov %ebx, %edi
         mov $2, %esi
         call prepare_context
+        mov mode_bits(, %rbx, 4), %eax
+        mov %eax, CTX_MODE(%r12)
         call build_vmcb12
         call load_l1_msrs
         mov %r14, %rax
         vmsave
+        mov mode_bits(, %rbx, 4), %ebp
+        test $MODE_32BIT, %ebp
+        jz 1f
+        call prepare_context32
+1:      test $MODE_SMI, %ebp
+        jz 1f
+        mov $smi_handler, %esi
+        mov $SMI_ENTRY, %edi
+        mov $smi_handler_end - smi_handler, %ecx
+        rep movsb
+1:      test $MODE_NMI, %ebp
+        jz 1f
+        mov $LAPIC, %eax
+        movl $0x400, 0x360(%rax)        # LINT1 delivers NMIs
+        mov $0xff, %al                  # the BIOS's timer interrupt never comes through, but KVM waits for it with a
+        out %al, $0x21                  # V_IRQ of its own, which then stands in nested state
+        out %al, $0xa1
+1:      test $MODE_IF_L1, %ebp
+        jz 1f
+        sti
+1:      test $MODE_INJECT, %ebp
+        jnz inject
         jmp enter_l2
 
 # The loop.  The L2's registers other than RAX and RSP lie in l2_registers between an exit and the next entry.
@@ -56,7 +99,20 @@ enter_l2:
         push %r13
         push %r14
         push %r15
-        clgi
+        testl $MODE_PAE, mode_bits(, %rbx, 4)
+        jz 1f
+        # The emulator of the laboratory sets an accessed bit in these, which KVM holds for a reserved one.
+        mov %ebx, %eax
+        shl $5, %eax
+        .irp at, 0, 8, 16, 24
+        mov pae_pdpt + \at, %rcx
+        mov %rcx, pae_pdpts + \at(%rax)
+        .endr
+1:      testl $MODE_NO_DR | MODE_DR7, mode_bits(, %rbx, 4)
+        jz 1f
+        mov $DR7_OF_L1, %eax
+        mov %rax, %dr7
+1:      clgi
         mov %r13, %rax
         vmload
         mov 0x00(%r15), %rcx
@@ -115,8 +171,13 @@ enter_l2:
         mov exits(, %rbx, 8), %rax
         call put_quad
         call end_line
+        testl $MODE_32BIT, mode_bits(, %rbx, 4)
+        jz enter_l2
+        call report32
         jmp enter_l2
 
+# In: RAX = exit code, RBX = index.  Does not return.
+.global unexpected_exit
 unexpected_exit:
         mov %rax, %rbp
         call lock_console
@@ -166,6 +227,7 @@ verify_l1:
 
 # "! INDEX 1 SLOT FOUND", then nothing more from this vCPU.
 # In: RBX = index, EBP = slot or 0xf0..0xf3 for RAX, CR0, CR3, CR4 of L1, R12 = value found.  Does not return.
+.global l1_corrupted
 l1_corrupted:
         call lock_console
         mov $'!', %al
@@ -198,7 +260,7 @@ load_l1_msrs:
         jb 1b
         ret
 
-# In: RBX = index, EBP = mode letter, R12 = the L2's context, R13 = VMCB12.
+# In: RBX = index, EBP = bits of the mode, R12 = the L2's context, R13 = VMCB12.
 build_vmcb12:
         # Intercepts that the L2 does not run into, beside the two it needs: a decode of the page shows each
         # word with a value of its own.
@@ -217,8 +279,20 @@ build_vmcb12:
         lea 5(%rbx), %eax
         mov %eax, VMCB_ASID(%r13)
         movl $0x01000003, VMCB_INT_CTL(%r13)    # V_TPR 3, V_INTR_MASKING, no virtual interrupt pending
-        cmp $'n', %bpl
-        jne 1f
+        test $MODE_UNMASKED, %ebp
+        jz 1f
+        movl $0x00000003, VMCB_INT_CTL(%r13)
+1:      test $MODE_VGIF, %ebp
+        jz 1f
+        orl $0x02000200, VMCB_INT_CTL(%r13)     # V_GIF_ENABLE, V_GIF
+1:      test $MODE_CLGI, %ebp
+        jz 1f
+        andl $~0x30, VMCB_WORD4(%r13)           # STGI, CLGI
+1:      test $MODE_NMI, %ebp
+        jz 1f
+        andl $~0x2, VMCB_WORD3(%r13)            # NMI
+1:      test $MODE_NESTED, %ebp
+        jz 1f
         movl $1, VMCB_NESTED_CTL(%r13)
         movq $npt_pml4, VMCB_NESTED_CR3(%r13)
 1:
@@ -251,7 +325,7 @@ build_vmcb12:
         movq $l2_pml4, VMCB_CR3(%r13)
         mov $0x80050033, %eax                   # with AM
         mov %rax, VMCB_CR0(%r13)
-        movq $0x700, VMCB_DR7(%r13)             # never read back: KVM mixes up DR7 of L1 and L2
+        movq $DR7_IN_VMCB12, VMCB_DR7(%r13)     # never read back: KVM mixes up DR7 of L1 and L2
         mov $0xffff0ff0, %eax
         mov %rax, VMCB_DR6(%r13)
         movq $0x2, VMCB_RFLAGS(%r13)
@@ -260,6 +334,28 @@ build_vmcb12:
         mov $0x0007040600070106, %rax           # with WC as entry 1
         mov %rax, VMCB_G_PAT(%r13)
 
+        test $MODE_IF_L2, %ebp
+        jz 1f
+        orl $0x200, VMCB_RFLAGS(%r13)
+1:      test $MODE_NMI | MODE_INJECT, %ebp
+        jz 1f
+        call build_l2_idt
+        movl $l2_idt_limit, VMCB_IDTR + 4(%r13)
+        movq $l2_idt, VMCB_IDTR + 8(%r13)
+1:      test $MODE_32BIT, %ebp
+        jz 1f
+        movl $0x0c9b0018, VMCB_CS(%r13)
+        movl $0x1001, VMCB_EFER(%r13)           # SCE and SVME
+        movq $worker32, VMCB_RIP(%r13)
+        mov %ebx, %eax
+        shl $5, %eax
+        add $pae_pdpts, %eax
+        mov %rax, VMCB_CR3(%r13)
+        test $MODE_PAE, %ebp
+        jnz 1f
+        movl $0x610, VMCB_CR4(%r13)             # PSE in place of PAE
+        movq $legacy_directory, VMCB_CR3(%r13)
+1:
         # VMLOAD state: the L2's values of the watched MSRs
         xor %r15d, %r15d
 1:      mov $2, %edi
@@ -287,6 +383,39 @@ announce:
         call put_char
         jmp end_line
 
+# Letter and bits of each mode.  2, n and 1 have been there from the first recordings on.
+.section .rodata
+.align 8
+mode_table:
+        .long '2', 0
+        .long 'n', MODE_NESTED
+        .long '1', MODE_L1
+        .long '0', MODE_L1 | MODE_CLGI
+        .long 'p', MODE_NESTED | MODE_32BIT | MODE_PAE
+        .long 'P', MODE_32BIT | MODE_PAE
+        .long 'w', MODE_NESTED | MODE_32BIT
+        .long 'W', MODE_32BIT | MODE_UNMASKED
+        .long 'c', MODE_CLGI
+        .long 'v', MODE_NESTED | MODE_VGIF | MODE_CLGI
+        .long 'V', MODE_NESTED | MODE_VGIF
+        .long 'i', MODE_IF_L2
+        .long 'I', MODE_NESTED | MODE_IF_L1
+        .long 'd', MODE_NESTED | MODE_NO_DR
+        .long 'D', MODE_NESTED | MODE_DR7
+        .long 'N', MODE_NESTED | MODE_NMI
+        .long 'r', MODE_NESTED | MODE_INJECT
+        .long 's', MODE_SMI
+        .long 0
+
+# Copied to SMI_ENTRY: stays in SMM for long, then goes back.
+.code16
+smi_handler:
+        mov $SMI_LOOP, %ecx
+1:      addr32 loop 1b
+        rsm
+smi_handler_end:
+.code64
+
 .bss
 .align 4096
 .global vmcb12_pages
@@ -301,4 +430,7 @@ msr_map:
         .skip 2 * 4096
 l2_registers:
         .skip CPUS_MAX * 128
+.global exits
 exits:  .skip CPUS_MAX * 8
+mode_bits:
+        .skip CPUS_MAX * 4

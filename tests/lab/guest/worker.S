@@ -11,12 +11,21 @@
 # RSP = context.  Does not return and makes no assumption on the level it runs at, besides the VMMCALL.
 .global worker
 worker:
+        testl $MODE_CLGI, CTX_MODE(%rsp)
+        jz 1f
+        clgi
+1:      testl $MODE_DR7, CTX_MODE(%rsp)
+        jz 1f
+        mov $DR7_WRITTEN, %eax
+        mov %rax, %dr7
+1:      testl $MODE_NO_DR, CTX_MODE(%rsp)
+        jnz 2f
         mov $3, %ebp
 1:      mov CTX_EXPECTED + 8 * SLOT_DR(%rsp, %rbp, 8), %rax
         call write_debug_register
         dec %ebp
         jns 1b
-        mov CTX_EXPECTED + 8 * SLOT_CR2(%rsp), %rax
+2:      mov CTX_EXPECTED + 8 * SLOT_CR2(%rsp), %rax
         mov %rax, %cr2
         .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
         movups CTX_EXPECTED + 8 * SLOT_XMM + 16 * \n(%rsp), %xmm\n
@@ -41,6 +50,9 @@ load_gprs:
         cmpq $2, CTX_LEVEL(%rsp)
         jne hold
         vmmcall
+        testl $MODE_CLGI, CTX_MODE(%rsp)
+        jz hold
+        clgi                            # VMRUN has set it
 
         # Nearly all of the time passes in these two instructions.
 hold:   decq CTX_LEFT(%rsp)
@@ -60,6 +72,8 @@ hold:   decq CTX_LEFT(%rsp)
         .irp n, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
         movups %xmm\n, CTX_FOUND + 8 * SLOT_XMM + 16 * \n(%rsp)
         .endr
+        testl $MODE_NO_DR, CTX_MODE(%rsp)
+        jnz 1f                          # CTX_FOUND has what is expected, from prepare_context
         mov %dr0, %rax
         mov %rax, CTX_FOUND + 8 * SLOT_DR + 0x00(%rsp)
         mov %dr1, %rax
@@ -68,7 +82,7 @@ hold:   decq CTX_LEFT(%rsp)
         mov %rax, CTX_FOUND + 8 * SLOT_DR + 0x10(%rsp)
         mov %dr3, %rax
         mov %rax, CTX_FOUND + 8 * SLOT_DR + 0x18(%rsp)
-        mov %cr2, %rax
+1:      mov %cr2, %rax
         mov %rax, CTX_FOUND + 8 * SLOT_CR2(%rsp)
         xor %ebp, %ebp
 1:      mov msr_table(, %rbp, 8), %ecx
@@ -117,6 +131,23 @@ hold:   decq CTX_LEFT(%rsp)
         mov CTX_SUM(%r12), %rax
         call put_quad
         call end_line
+        testl $MODE_NMI, CTX_MODE(%r12)
+        jz 1f
+        call lock_console
+        mov $'n', %al
+        call put_char
+        mov CTX_INDEX(%r12), %eax
+        call put_index
+        mov CTX_NMIS(%r12), %rax
+        call put_quad
+        call end_line
+1:      testl $MODE_SMI, CTX_MODE(%r12)
+        jz load_gprs
+        mov $LAPIC, %ebp
+        mov CTX_INDEX(%r12), %eax
+        shl $24, %eax
+        mov %eax, 0x310(%rbp)
+        movl $0x4200, 0x300(%rbp)       # SMI, assert
         jmp load_gprs
 
 # "! INDEX LEVEL SLOT EXPECTED FOUND", then nothing more from this vCPU.  RBP = slot.
@@ -173,6 +204,7 @@ prepare_context:
         xor %edx, %edx
 1:      call slot_value
         mov %rax, CTX_EXPECTED(%r12, %rdx, 8)
+        mov %rax, CTX_FOUND(%r12, %rdx, 8)
         inc %edx
         cmp $SLOTS, %edx
         jb 1b
@@ -230,5 +262,6 @@ msr_table:
 
 .bss
 .align 4096
+.global contexts
 contexts:                               # per vCPU a page of stack, then the page of the context
         .skip CPUS_MAX * 2 * 4096

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the guest prints on COM1, and what it must be.
 
-Lines, numbers in hexadecimal besides the vCPU's index:
+Lines, numbers in hexadecimal:
 
 * ``S INDEX LETTER`` a vCPU runs; the letter is its mode on the command line
 * ``2 INDEX ROUND SUM`` an L2 has verified its registers ROUND times; ``1 INDEX ROUND SUM`` the same of a
-  vCPU that stays in L1
+  vCPU that stays in L1, and ``3 INDEX ROUND SUM`` of a 32-bit L2
+* ``n INDEX NMIS`` how many NMIs an L2 that takes them has taken
 * ``v INDEX EXITS`` an L1 took a VMMCALL exit and found its own state whole
 * ``! INDEX LEVEL SLOT ...`` a register was corrupted
 * ``X INDEX EXITCODE`` an exit that L1 did not ask for
@@ -18,6 +19,9 @@ from dataclasses import dataclass, field
 
 _MASK = (1 << 64) - 1
 _MIX = 0x9E3779B97F4A7C15
+_MASK32 = (1 << 32) - 1
+_MIX32 = 0x9E3779B1
+_LEVEL_32BIT = 3
 _TAG = 0xA0
 
 GPRS = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", *(f"R{n}" for n in range(8, 16)))
@@ -43,7 +47,8 @@ SLOTS = (
 _WORD = frozenset({"SFMASK", "SYSENTER_ESP", "SYSENTER_EIP"})
 _CANONICAL = frozenset({"DR0", "DR1", "DR2", "DR3", *MSRS}) - {"STAR", *MSRS[6:]}
 
-_LINE = re.compile(r"^([12]) (\d) ([0-9a-f]{16}) ([0-9a-f]{16})$")
+_LINE = re.compile(r"^([123]) ([0-9a-f]) ([0-9a-f]{16}) ([0-9a-f]{16})$")
+_INJECTS = "r"  # this mode's L2 prints nothing; each of its exits is a round
 
 
 class Corruption(Exception):
@@ -57,6 +62,7 @@ class Progress:
     rounds: dict[int, list[int]] = field(default_factory=dict)
     modes: dict[int, str] = field(default_factory=dict)
     exits: dict[int, int] = field(default_factory=dict)
+    nmis: dict[int, int] = field(default_factory=dict)
 
 
 def slot_value(level: int, index: int, name: str, context: int) -> int:
@@ -79,10 +85,25 @@ def slot_value(level: int, index: int, name: str, context: int) -> int:
 
 def checksum(level: int, index: int, rounds: int, context: int) -> int:
     """The sum that a worker prints after so many rounds if nothing was corrupted."""
+    if level == _LEVEL_32BIT:
+        return _checksum32(index, rounds, context)
     total = rounds
     for name in SLOTS:
         total = (total << 7 | total >> 57) & _MASK
         total = (total ^ slot_value(level, index, name, context)) * _MIX & _MASK
+    return total
+
+
+def slot_value32(index: int, name: str, context: int) -> int:
+    """The value a 32-bit L2 keeps in the lower half of a register (a name of GPRS up to RDI)."""
+    return context if name == "RSP" else slot_value(_LEVEL_32BIT, index, name, context) >> 32
+
+
+def _checksum32(index: int, rounds: int, context: int) -> int:
+    total = rounds
+    for name in GPRS[:8]:
+        total = (total << 7 | total >> 25) & _MASK32
+        total = (total ^ slot_value32(index, name, context)) * _MIX32 & _MASK32
     return total
 
 
@@ -98,12 +119,17 @@ def read_console(text: str, contexts: int) -> Progress:
             raise Corruption(f"the guest says: {line}{_slot_in(line)}")
         if line.startswith("S "):
             _, index, letter = line.split()
-            progress.modes[int(index)] = letter
+            progress.modes[int(index, 16)] = letter
         elif line.startswith("v "):
-            _, index, exits = line.split()
-            progress.exits[int(index)] = int(exits, 16)
+            vcpu, exits = (int(word, 16) for word in line.split()[1:])
+            progress.exits[vcpu] = exits
+            if progress.modes.get(vcpu) == _INJECTS:
+                progress.rounds.setdefault(vcpu, []).append(exits)
+        elif line.startswith("n "):
+            vcpu, nmis = (int(word, 16) for word in line.split()[1:])
+            progress.nmis[vcpu] = nmis
         elif match := _LINE.match(line):
-            level, vcpu, rounds = int(match[1]), int(match[2]), int(match[3], 16)
+            level, vcpu, rounds = int(match[1]), int(match[2], 16), int(match[3], 16)
             expected = checksum(level, vcpu, rounds, contexts + (2 * vcpu + 1) * 4096)
             if int(match[4], 16) != expected:
                 raise Corruption(f"checksum in {line!r} is not {expected:016x}")

@@ -11,22 +11,27 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from struct import Struct
 from typing import Any
 
 from .machine import Machine
+from .modes import Untimely
 from .relay import Channel, RecordingRelay
-from .truth import Untimely, check_modes, read_truth, vmcb12_pages
+from .truth import read_truth
 from .waiting import wait_until
 
 MIGRATION_SECONDS = 60.0
-ATTEMPTS = 8
+ATTEMPTS = 20
+NMI_SECONDS = 1.0  # for all vCPUs to have run
 LENIENT_DOWNTIME_MS = 60_000
 RETURN_MESSAGE = Struct(">HH")  # type and length of what follows
 REQUESTS_OF_PAGES = (3, 4)  # with and without the name of the block
 NESTED_STATE = b"\x05\x10cpu/nested_state"
+FLAGS = Struct(">H")
+RUN_PENDING = 2  # KVM_STATE_NESTED_RUN_PENDING
 
 
 class Recorder:
@@ -38,7 +43,6 @@ class Recorder:
         self._symbols: dict[str, int] = spec["symbols"]
         self._modes: str = spec["vcpus"]
         self._runs = [index for index, mode in enumerate(self._modes) if mode != "-"]
-        self._vmcb12_pages = vmcb12_pages(self._modes, self._symbols)
 
     def record(self, out: Path) -> None:
         """Migrates, reads the truth, checks the destination, and moves the result to ``out``.
@@ -54,13 +58,7 @@ class Recorder:
                 destination = machines.enter_context(self._machine("destination", incoming=True))
                 destination.configure(self._spec["capabilities"], self._destination_parameters())
                 destination.qmp.command("migrate-incoming", uri=f"unix:{incoming}")
-            listen = self._directory / "relay"
-            relay = RecordingRelay(listen, incoming if destination else None, self._directory)
-            self._migrate(source, f"unix:{listen}")
-            truth = read_truth(source.qmp, self._directory, self._vmcb12_pages)
-            channels = relay.finish(MIGRATION_SECONDS)
-            check_modes(truth, self._modes, self._symbols)
-            self._check_stream(channels)
+            truth, channels = self._migrate_through_relay(source, incoming if destination else None)
             if destination:
                 printed = source.progress().rounds
                 destination.wait_for_rounds({index: printed[index][-1] for index in self._runs})
@@ -73,6 +71,20 @@ class Recorder:
         (out / "truth.json").write_text(json.dumps(truth))
         (out / "facts.json").write_text(json.dumps(facts))
 
+    def _migrate_through_relay(self, source: Machine, incoming: Path | None) -> tuple[dict[str, Any], list[Channel]]:
+        """The truth and what the relay recorded; raises Untimely.
+
+        Then the machine is of no more use: were it to run on, KVM would give L2 the DR7 that QEMU has read, L1's.
+        """
+        listen = self._directory / "relay"
+        relay = RecordingRelay(listen, incoming, self._directory)
+        self._migrate(source, f"unix:{listen}")
+        channels = relay.finish(MIGRATION_SECONDS)
+        truth = read_truth(source.qmp, self._directory, self._modes, self._symbols)
+        self._check_stream(channels, len(truth["vmcb12"]))
+        self._check_handler(truth)
+        return truth, channels
+
     def _machine(self, name: str, incoming: bool = False) -> Machine:
         return Machine(self._directory, name, self._spec["arguments"], self._symbols["contexts"], incoming)
 
@@ -81,6 +93,12 @@ class Recorder:
 
     def _migrate(self, source: Machine, uri: str) -> None:
         source.configure([*self._spec["capabilities"], "events"], self._spec["parameters"])
+        if self._spec["nmi"]:
+            # One to take, one to stay pending while the handler runs.  The vCPUs have to run after each: QEMU reads
+            # their registers before it sends an NMI, and would not read them again.
+            for _ in range(2):
+                source.qmp.command("inject-nmi")
+                time.sleep(NMI_SECONDS)
         source.qmp.command("migrate", uri=uri)
         if "postcopy-ram" in self._spec["capabilities"]:
             _wait_for(source, lambda info: info.get("ram", {}).get("transferred", 0) > 0, "the first page")
@@ -95,13 +113,31 @@ class Recorder:
             if not cache["pages"]:
                 raise RuntimeError(f"no page went as XBZRLE: {cache}")
 
-    def _check_stream(self, channels: list[Channel]) -> None:
+    def _check_handler(self, truth: dict[str, Any]) -> None:
+        for index, letter in enumerate(self._modes):
+            if self._spec["nmi"] and letter == "N":
+                rip = int(truth["registers"][str(index)]["values"]["RIP"], 16)
+                if not self._symbols["nmi_taken"] < rip <= self._symbols["nmi_end"]:
+                    raise Untimely(f"vCPU {index} is not in the NMI handler: {rip:#x}")
+
+    def _check_stream(self, channels: list[Channel], wanted: int) -> None:
         main = next(channel for channel in channels if channel.role() == "stream")
-        found, wanted = main.forward.read_bytes().count(NESTED_STATE), len(self._vmcb12_pages)
-        if found != wanted:
-            raise Untimely(f"{found} nested states in the stream, not {wanted}")
+        flags = list(_flags_of_nested_states(main.forward.read_bytes()))
+        if len(flags) != wanted:
+            raise Untimely(f"{len(flags)} nested states in the stream, not {wanted}")
+        if self._spec["run_pending"] and not any(value & RUN_PENDING for value in flags):
+            raise Untimely(f"no nested state has RUN_PENDING: {flags}")
         if "postcopy-ram" in self._spec["capabilities"] and not _asks_for_pages(main.backward.read_bytes()):
             raise Untimely("the destination asked for no page")
+
+
+def _flags_of_nested_states(stream: bytes) -> Iterator[int]:
+    """The first field of each ``cpu/nested_state``, which follows the name and a version."""
+    position = stream.find(NESTED_STATE)
+    while position >= 0:
+        (flags,) = FLAGS.unpack_from(stream, position + len(NESTED_STATE) + 4)
+        yield flags
+        position = stream.find(NESTED_STATE, position + 1)
 
 
 def _asks_for_pages(returned: bytes) -> bool:

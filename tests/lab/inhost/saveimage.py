@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from .console import read_console
-from .truth import Untimely, check_modes, read_truth, vmcb12_pages
+from .modes import Untimely
+from .truth import read_truth
 from .waiting import wait_until
 
 DAEMON_SECONDS = 120.0
@@ -139,9 +140,8 @@ class SaveRecorder:
         untimely: Untimely | None = None
         for _ in range(ATTEMPTS):
             virsh("suspend", DOMAIN)
-            truth = read_truth(monitor, self._directory, vmcb12_pages(self._modes, self._symbols))
             try:
-                check_modes(truth, self._modes, self._symbols)
+                truth = read_truth(monitor, self._directory, self._modes, self._symbols)
             except Untimely as early:
                 untimely = early
                 virsh("resume", DOMAIN)

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any, Protocol
 
+from .modes import L2, where
+
 _CPU_TITLE = re.compile(r"^CPU#(\d+)$", re.MULTILINE)
 _SEGMENT = re.compile(
     r"^(ES|CS|SS|DS|FS|GS|LDT|TR) *=([0-9a-f]{4}) ([0-9a-f]{8,16}) ([0-9a-f]{8}) ([0-9a-f]{8}).*$", re.MULTILINE
@@ -49,45 +51,29 @@ def parse_registers(text: str) -> dict[str, Any]:
     return values
 
 
-def read_truth(monitor: Monitor, directory: Path, vmcb12_pages: dict[int, int]) -> dict[str, Any]:
-    """Status, vCPUs, registers, and the VMCB12 pages (address by vCPU index) of a machine that is stopped.
+def read_truth(monitor: Monitor, directory: Path, modes: str, symbols: dict[str, int]) -> dict[str, Any]:
+    """Status, vCPUs, registers, places (see inhost.modes), and the VMCB12 pages of a machine that is stopped.
 
-    ``directory`` has to be writable for QEMU.
+    ``modes`` is a letter per vCPU and ``symbols`` are the guest's.  ``directory`` has to be writable for QEMU.
+    Raises Untimely if a vCPU is not where its mode is.
     """
     text = monitor.human("info registers -a").replace("\r", "")
     parts = _CPU_TITLE.split(text)
     titled = dict(zip(parts[1::2], parts[2::2], strict=True))
-    pages = {}
-    for index, address in vmcb12_pages.items():
-        dump = directory / f"vmcb12-{index}"
-        monitor.command("pmemsave", val=address, size=4096, filename=str(dump))
-        pages[str(index)] = {"address": f"{address:016x}", "bytes": dump.read_bytes().hex()}
-    return {
+    truth = {
         "status": monitor.command("query-status")["status"],
         "cpus": [{"index": cpu["cpu-index"], "props": cpu["props"]} for cpu in monitor.command("query-cpus-fast")],
         "registers": {
             index: {"text": part.strip("\n"), "values": parse_registers(part)} for index, part in titled.items()
         },
-        "vmcb12": pages,
     }
-
-
-def check_modes(truth: dict[str, Any], modes: str, symbols: dict[str, int]) -> None:
-    """Raises Untimely unless every vCPU that runs is where its letter says; the CR3 of L1 and of L2 differ."""
-    for index, mode in enumerate(modes):
-        if mode == "-":
+    places = {str(index): where(truth, index, letter, symbols) for index, letter in enumerate(modes)}
+    pages = {}
+    for index, place in places.items():
+        if place != L2:
             continue
-        expected = symbols["l2_pml4" if mode in "2n" else "l1_pml4"]
-        found = int(truth["registers"][str(index)]["values"]["CR3"], 16)
-        if found != expected:
-            raise Untimely(f"vCPU {index}: CR3 is {found:#x}, not {expected:#x}")
-
-
-def vmcb12_pages(modes: str, symbols: dict[str, int]) -> dict[int, int]:
-    """The guest-physical address of VMCB12 by index of the vCPUs that run an L2."""
-    first = symbols["vmcb12_pages"]
-    return {index: first + index * 4096 for index, mode in enumerate(modes) if mode in "2n"}
-
-
-class Untimely(Exception):
-    """A vCPU was caught outside of its usual mode; another attempt may find it there."""
+        address = symbols["vmcb12_pages"] + int(index) * 4096
+        dump = directory / f"vmcb12-{index}"
+        monitor.command("pmemsave", val=address, size=4096, filename=str(dump))
+        pages[index] = {"address": f"{address:016x}", "bytes": dump.read_bytes().hex()}
+    return truth | {"places": places, "vmcb12": pages}
