@@ -18,7 +18,6 @@ from tests.helpers.report import report_of
 from tests.helpers.truth import decoded_registers, spoken_mask, spoken_registers
 
 STREAMS = fixtures()
-_DIVISIONS = 25
 # A vCPU in 16 or 32 bit mode shows half of its vector registers and no R8 to R15.
 _FEWEST_REGISTERS = 52
 
@@ -84,11 +83,12 @@ def test_control_area_is_that_of_vmcb12_in_guest_memory(fixture: Fixture) -> Non
 
 
 @each_stream
-def test_any_division_of_the_input_gives_the_same_events(fixture: Fixture) -> None:
+@pytest.mark.parametrize("divisions", [5, pytest.param(25, marks=pytest.mark.fuzz)])
+def test_any_division_of_the_input_gives_the_same_events(fixture: Fixture, divisions: int) -> None:
     data = fixture.file("stream")
     expected = merged(parse(data).events)
     dice = random.Random(fixture.name)
-    for _ in range(_DIVISIONS):
+    for _ in range(divisions):
         cuts = sorted(dice.sample(range(1, len(data)), dice.choice((1, 2, 10, 200))))
         assert merged(parse(data, cuts).events) == expected
 

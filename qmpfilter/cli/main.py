@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Entry point, and what an error becomes: one line and an exit status that says who is to blame.
 
-0 fine, 1 the stream, 2 qmpfilter itself, 3 the host or the way the command was called.
+0 fine, 1 the stream, 2 qmpfilter itself, 3 the host or the way the command was called; what more a command has (4 and
+above) its help says.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any, Final
 from construct import Bytes, Construct, Int16ul, Int32ul, Int64ul
 
 from qmpfilter.errors import BugError, RecordError
-from qmpfilter.layout import Codec, Field, Layout
+from qmpfilter.layout import Codec, Field, Fields, Layout
 from qmpfilter.svm.svm2 import FLAG_BITS, MAJOR, MINOR, VALIDITY_BITS, L1Visible, Svm2Flags, Svm2State, Validity
 from qmpfilter.svm.vmcb import CONTROL_SIZE, PAGE_SIZE, SAVE_OFFSET, SAVE_SIZE
 
@@ -59,6 +59,7 @@ RECORD: Final = Layout(
 )
 
 _CODEC: Final = Codec(RECORD, RECORD.fields)
+_INTEGERS: Final = Codec(RECORD)
 _RECORD_CRC: Final = RECORD.span("record_crc")
 
 
@@ -111,20 +112,21 @@ def decode(page: bytes, vmcb_pa: int, *, run_pending: bool, gif: bool) -> Svm2St
     record = page[ANNEX_OFFSET:]
     if not record.startswith(MAGIC):
         return None
-    _check(page, record, vmcb_pa)
+    told = _INTEGERS.read(record)
+    _check(page, record, told, vmcb_pa)
     return Svm2State(
         run_pending=run_pending,
         gif=gif,
         vmcb_pa=vmcb_pa,
-        l1_visible=L1Visible(*(RECORD.get(record, name) for name in ("cr0", "cr3", "cr4", "efer", "pat"))),
+        l1_visible=L1Visible(told.cr0, told.cr3, told.cr4, told.efer, told.pat),
         l1_save=page[SAVE_OFFSET : SAVE_OFFSET + SAVE_SIZE],
         vmcb12_control=page[:CONTROL_SIZE],
         vmcb12_save=record[RECORD.span("vmcb12_save")],
         # Bits that a later minor gave a meaning are dropped.
-        validity=Validity(RECORD.get(record, "validity") & VALIDITY_BITS),
-        flags=Svm2Flags(RECORD.get(record, "flags") & FLAG_BITS),
-        producer=RECORD.get(record, "producer"),
-        producer_version=RECORD.get(record, "producer_version"),
+        validity=Validity(told.validity & VALIDITY_BITS),
+        flags=Svm2Flags(told.flags & FLAG_BITS),
+        producer=told.producer,
+        producer_version=told.producer_version,
     )
 
 
@@ -133,24 +135,22 @@ def strip(page: bytes) -> bytes:
     return page[:ANNEX_OFFSET] + bytes(_LENGTH)
 
 
-def _check(page: bytes, record: bytes, vmcb_pa: int) -> None:
+def _check(page: bytes, record: bytes, told: Fields, vmcb_pa: int) -> None:
     """:raises RecordError: damage, another page's record, or in minor 0 something that it does not define."""
     without_crc = record[: _RECORD_CRC.start] + bytes(4) + record[_RECORD_CRC.stop :]
-    for name, expected in (
-        ("major", MAJOR),
-        ("length", _LENGTH),
-        ("record_crc", zlib.crc32(without_crc)),
-        ("base_crc", zlib.crc32(page[:ANNEX_OFFSET])),
-        ("vmcb_pa", vmcb_pa),
+    for name, expected, found in (
+        ("major", MAJOR, told.major),
+        ("length", _LENGTH, told.length),
+        ("record_crc", zlib.crc32(without_crc), told.record_crc),
+        ("base_crc", zlib.crc32(page[:ANNEX_OFFSET]), told.base_crc),
+        ("vmcb_pa", vmcb_pa, told.vmcb_pa),
     ):
-        found = RECORD.get(record, name)
         if found != expected:
             raise _error(name, f"{name} {expected:#x}", f"{found:#x}")
     if vmcb_pa % PAGE_SIZE:
         raise _error("vmcb_pa", "the address of a page as vmcb_pa", f"{vmcb_pa:#x}")
-    if RECORD.get(record, "minor") == MINOR:
-        for name, known in (("flags", FLAG_BITS), ("validity", VALIDITY_BITS)):
-            found = RECORD.get(record, name)
+    if told.minor == MINOR:
+        for name, known, found in (("flags", FLAG_BITS, told.flags), ("validity", VALIDITY_BITS, told.validity)):
             if found & ~known:
                 raise _error(name, f"{name} within {known:#x}, all that minor {MINOR} defines,", f"{found:#x}")
         for name in ("reserved_cac", "reserved_ce8"):

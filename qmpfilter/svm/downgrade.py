@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 from qmpfilter.errors import BugError
@@ -116,6 +117,8 @@ def _page(state: Svm2State, fields: list[FieldFinding]) -> bytes:
 _SAVE: Final = Codec(SAVE)
 _BLOCK: Final = Codec(cpu.BLOCK)
 _MOVES: Final = tuple(move for row in SECTION for move in moves(row) if move.compared)
+_MOVED_FROM: Final = attrgetter(*(move.save for move in _MOVES))
+_MOVED_TO: Final = attrgetter(*(move.block for move in _MOVES))
 # QEMU keeps DR6 and DR7 twice (kvm_get_debugregs), and loads the second.
 _MIRRORS: Final[Mapping[str, str]] = {"dr6": "dr4", "dr7": "dr5"}
 _CR0_PE: Final = 1 << 0
@@ -130,10 +133,9 @@ def _block(state: Svm2State, l2: Fields, block: bytes, fields: list[FieldFinding
     section = _BLOCK.read(block)
     real_mode = not l2.cr0 & _CR0_PE
     wanted = {
-        move.block: move.write(getattr(l2, move.save))
-        for move in _MOVES
-        if (getattr(l2, move.save) ^ move.read(getattr(section, move.block)))
-        & (move.in_real_mode if real_mode else move.compared)
+        move.block: move.write(new)
+        for move, new, old in zip(_MOVES, _MOVED_FROM(l2), _MOVED_TO(section), strict=True)
+        if (new ^ move.read(old)) & (move.in_real_mode if real_mode else move.compared)
     }
     if not state.validity & Validity.DR7:
         wanted.pop("dr7", None)

@@ -158,7 +158,7 @@ _GUEST: Final = (
     Rule("run-pending", _WARN, "nested_state.flags",
          lambda v: v.state.run_pending,
          "Nested state flags {v.state.flags:#x} have RUN_PENDING (0x2): L2 has not executed an instruction "
-         "since VMRUN; Linux up to 5.10 drops this flag, and with it an event that L1 injects."),
+         "since VMRUN, and an event that L1 injects is still to be delivered."),
     Rule("error-code-missing", _WARN, "cpu.exception_nr",
          lambda v: v.cpu.exception_nr >= 0 and v.cpu.has_error_code and "cpu/error_code" not in v.subsections,
          "An exception, vector {v.cpu.exception_nr:#x}, with an error code is pending or injected, but the "

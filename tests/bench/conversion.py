@@ -2,7 +2,8 @@
 """What a conversion costs per vCPU, while the guest stands still.
 
 The state is a recorded one. The peer is construct's own parsing of what a conversion reads (the page and the
-section's field block), in the same run: what declaring the layouts alone would have cost.
+section's field block), in the same run: what declaring the layouts alone would have cost. The ratio decides; the
+times are what it means where construct takes some 630 us, on a quiet core.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _VCPUS: Final = 256
 _ROUNDS: Final = 30
 _WANTED_EACH: Final = 100e-6
 _WANTED_ALL: Final = 20e-3
+# 20 ms for 256 are 78 us each.
+_WANTED_RATIO: Final = 0.12
 
 
 def run() -> bool:
@@ -39,8 +42,10 @@ def run() -> bool:
     def to_annex() -> None:
         annex.encode(to_svm2(nested, block, subsections).state)
 
+    annexed = annex.encode(state)
+
     def from_annex() -> None:
-        told = annex.decode(annex.encode(state), nested.vmcb_pa, run_pending=nested.run_pending, gif=nested.gif)
+        told = annex.decode(annexed, nested.vmcb_pa, run_pending=nested.run_pending, gif=nested.gif)
         assert told is not None
         to_legacy(told, block, subsections)
 
@@ -49,25 +54,26 @@ def run() -> bool:
         SAVE.parse(page[SAVE_OFFSET:])
         cpu.BLOCK.parse(block)
 
-    peer = _best(parse, 1)
+    peer = _best(parse, 8)
     print(f"conversion of nested state, best of {_ROUNDS}:")
     print(f"  construct parsing what is read  {peer * 1e6:7.1f} us a vCPU")
     good = True
     for name, convert in (("legacy to annex", to_annex), ("annex to legacy", from_annex)):
-        each, every = _best(convert, 1), _best(convert, _VCPUS)
-        print(f"  {name:<20} {each * 1e6:7.1f} us a vCPU  (wanted: {_WANTED_EACH * 1e6:.0f} or less)")
-        print(f"  {'':<20} {every * 1e3:7.1f} ms for {_VCPUS}   (wanted: {_WANTED_ALL * 1e3:.0f} or less)")
-        print(f"  {'':<20} ratio to construct  {each / peer:.3f}")
-        good &= each <= _WANTED_EACH and every <= _WANTED_ALL
+        every = _best(convert, _VCPUS)
+        ratio = every / peer
+        print(f"  {name:<20} {every * 1e6:7.1f} us a vCPU  (wanted: {_WANTED_EACH * 1e6:.0f} or less)")
+        print(f"  {'':<20} {every * _VCPUS * 1e3:7.1f} ms for {_VCPUS}   (wanted: {_WANTED_ALL * 1e3:.0f} or less)")
+        print(f"  {'':<20} ratio to construct  {ratio:.3f}  (wanted: {_WANTED_RATIO} or less)")
+        good &= ratio <= _WANTED_RATIO
     return good
 
 
 def _best(work: Callable[[], None], times: int) -> float:
-    """The shortest time of many in seconds: what disturbs only adds."""
+    """Seconds of one of `times` in a row, the shortest of many such runs: what disturbs only adds."""
     taken = []
     for _ in range(_ROUNDS):
         start = time.perf_counter()
         for _ in range(times):
             work()
         taken.append(time.perf_counter() - start)
-    return min(taken)
+    return min(taken) / times

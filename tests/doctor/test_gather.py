@@ -108,10 +108,10 @@ def test_program_of_another_machine(tmp_path: Path) -> None:
 
 def test_program_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
     started = time.monotonic()
-    hanging = _program(tmp_path / "program", f"(sleep 2; touch {tmp_path}/survived) & sleep 60")
+    hanging = _program(tmp_path / "program", f"(sleep 1; touch {tmp_path}/survived) & sleep 60")
     assert ask_version(hanging, 0.2) == (False, "it did not answer within 0.2 s")
     assert time.monotonic() - started < 10
-    time.sleep(2.5)
+    time.sleep(1.3)
     assert not (tmp_path / "survived").exists()
 
 

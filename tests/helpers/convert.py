@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from qmpfilter.filter.carrier import Carrier
@@ -20,7 +21,12 @@ def converted(stream: bytes, target: Carrier, chunks: int | Sequence[int] | None
     :param chunks: feed so many bytes at a time; or cut at these offsets; or feed all at once
     :raises QmpfilterError: what the parser or the rewriter raises
     """
-    return rewritten(stream, target, chunks)[0]
+    return _at_once(stream, target) if chunks is None else rewritten(stream, target, chunks)[0]
+
+
+@functools.lru_cache(maxsize=32)
+def _at_once(stream: bytes, target: Carrier) -> bytes:
+    return rewritten(stream, target)[0]
 
 
 def rewritten(stream: bytes, target: Carrier, chunks: int | Sequence[int] | None = None) -> tuple[bytes, Rewriter]:

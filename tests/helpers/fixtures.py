@@ -30,10 +30,7 @@ class Fixture:
         """The uncompressed bytes of a file of the recording: stream, save, return, multifd, truth."""
         entry = self.facts["files"][role]
         entry = entry[number] if isinstance(entry, list) else entry
-        data = _read(entry["file"])
-        if (len(data), hashlib.sha256(data).hexdigest()) != (entry["bytes"], entry["sha256"]):
-            raise AssertionError(f"{entry['file']} is not what the manifest says")
-        return data
+        return _read(entry["file"], entry["bytes"], entry["sha256"])
 
     def has(self, role: str) -> bool:
         """True if the recording has a file of that role."""
@@ -45,9 +42,13 @@ class Fixture:
         return value
 
 
-@functools.lru_cache(maxsize=4)
-def _read(name: str) -> bytes:
-    return lzma.decompress((DIRECTORY / name).read_bytes())
+@functools.cache
+def _read(name: str, length: int, sha256: str) -> bytes:
+    """All of them are some 40 MiB."""
+    data = lzma.decompress((DIRECTORY / name).read_bytes())
+    if (len(data), hashlib.sha256(data).hexdigest()) != (length, sha256):
+        raise AssertionError(f"{name} is not what the manifest says")
+    return data
 
 
 def fixtures(*, role: str = "stream", host: str | None = None) -> list[Fixture]:

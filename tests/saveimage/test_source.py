@@ -187,6 +187,7 @@ def test_mutations_give_typed_errors_only(
         contents(tmp_path_factory.mktemp("mutated"), bytes(data))
 
 
+@pytest.mark.fuzz
 @every_format
 def test_bomb_stays_in_bounded_memory(tmp_path: Path, format_: SaveFormat) -> None:
     path = tmp_path / "bomb"
