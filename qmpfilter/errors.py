@@ -15,6 +15,7 @@
     │   └── ImageError        the libvirt save image around the stream
     ├── PolicyError           what the operator asked for forbids it
     ├── HostError             this machine, its tools, or how the command was called
+    │   └── DeadlineError     something did not happen in time
     └── BugError              qmpfilter itself
 
 Any other exception that leaves the package is a bug too.
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "BugError",
+    "DeadlineError",
     "FramingError",
     "HostError",
     "ImageError",
@@ -111,6 +113,10 @@ class PolicyError(QmpfilterError):
 
 class HostError(QmpfilterError):
     """This machine, its files or tools, or the way the command was called."""
+
+
+class DeadlineError(HostError):
+    """Something did not happen in time: a peer, the network, or a tool that was waited for."""
 
 
 class BugError(QmpfilterError):

@@ -21,7 +21,7 @@ LAYERS = (
     ("verdict",),
     ("filter",),
     ("inspect",),
-    ("doctor", "selftest"),
+    ("doctor", "selftest", "relay"),
     ("cli",),
     ("__main__",),
 )

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any, Final
 
 import click
 
+from qmpfilter.cli.interrupt import interruptible
 from qmpfilter.cli.output import write_out
 from qmpfilter.cli.progress import ReadProgress
 from qmpfilter.errors import StreamError
@@ -69,28 +68,13 @@ def convert(source_path: str, target_path: str, target: str, verbose: bool, as_j
         raise click.UsageError("OUT must be a file: what went to a pipe cannot be taken back when the rest fails")
     rewriter = Rewriter(Carrier(target))
     try:
-        with _interruptible():
+        with interruptible():
             _convert(source_path, target_path, rewriter)
     except StreamError as error:
         if as_json:
             write_out(_as_json(rewriter, target_path, error))
         raise
     write_out(_as_json(rewriter, target_path, None) if as_json else _as_text(rewriter, target_path, verbose=verbose))
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ends by an exception, so that nothing is left behind, on the signals that would end the process at once."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _convert(source_path: str, target_path: str, rewriter: Rewriter) -> None:

@@ -30,7 +30,7 @@ _EXIT_INTERRUPTED: Final = 130
 
 # Each a module of this package with a command of the same name, loaded only when it is called: what one of
 # them needs, another's host may lack.
-_COMMANDS: Final = ("inspect", "convert", "verdict", "doctor", "selftest")
+_COMMANDS: Final = ("inspect", "convert", "verdict", "relay", "doctor", "selftest")
 
 
 class _Commands(click.Group):

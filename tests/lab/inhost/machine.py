@@ -52,6 +52,15 @@ class Machine:
         self.qmp.close()
         self._end()
 
+    @property
+    def pid(self) -> int:
+        """Of the QEMU process."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """End QEMU at once."""
+        self._end()
+
     def progress(self) -> Progress:
         """What the guest has printed so far; raises Corruption if it is not what it must be."""
         text = self._console.read_text(errors="replace") if self._console.exists() else ""

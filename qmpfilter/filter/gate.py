@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One main channel under a policy: bytes in, pieces out, the commit point marked, or a reason to stop.
+
+A gate reads the stream, judges every vCPU in L2 for the destination, has the rewriter edit it, and lets the
+commit point pass when nothing speaks against it. Where nothing is to be changed (observe, or the kill switch), what
+cannot be read passes all the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from qmpfilter.errors import PolicyError, StreamError
+from qmpfilter.filter.policy import Enforcement, Mode, Policy, objections
+from qmpfilter.filter.rewriter import Rewriter, VcpuReport
+from qmpfilter.svm.section import CpuSection
+from qmpfilter.verdict.judge import Verdict, judge
+from qmpfilter.wire import cpu
+from qmpfilter.wire.events import (
+    CommandReceived,
+    DeviceSection,
+    Event,
+    IterableStart,
+    MachineConfiguration,
+    PackageEnd,
+    SectionsEnd,
+    VmDescriptionReceived,
+)
+from qmpfilter.wire.feed import NeedData
+from qmpfilter.wire.framing import Command
+from qmpfilter.wire.parser import State, StreamParser
+
+__all__ = ["Gate", "Judged", "Piece"]
+
+# Before these a byte cannot be the commit point.
+_BEFORE_TAIL: Final = (State.HEADER, State.CONFIGURATION, State.SETUP, State.ITERATE)
+
+
+class Piece(NamedTuple):
+    """Bytes to pass on now.
+
+    :param commit: with them the destination may start the guest
+    """
+
+    data: bytes | memoryview
+    commit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The verdict for one vCPU."""
+
+    index: int
+    verdict: Verdict
+
+
+class Gate:
+    """Sees one main channel.
+
+    :param policy: what the operator wants
+    :param is_off: asked before the first edit; True lets the rest pass as it is
+    :ivar return_path: the source has asked for a return path
+    :ivar machine: the machine type, once it was sent
+    :ivar judged: the verdicts so far, in the stream's order
+    :ivar missing: facts of the destination that would have made a verdict certain, in words
+    :ivar warnings: what the operator should know, one sentence each
+    """
+
+    def __init__(self, policy: Policy, is_off: Callable[[], bool] = lambda: False) -> None:
+        self.return_path = False
+        self.machine = ""
+        self.judged: list[Judged] = []
+        self.missing: set[str] = set()
+        self.warnings: list[str] = []
+        self.switched_off = False
+        self._policy = policy
+        self._is_off = is_off
+        self._parser = StreamParser()
+        self._rewriter: Rewriter | None = Rewriter(policy.mode.target)
+        self._vcpus = self._rewriter.vcpus
+        self._edits = 0
+        self._as_is = policy.mode is Mode.OBSERVE
+        self._blind = policy.mode is Mode.OFF
+        self._asked = False
+        self._package: list[bytes | memoryview] | None = None
+        self._told = 0
+        self._given = 0
+        self._rest = bytearray()
+        self._digests = hashlib.sha256(), hashlib.sha256()
+
+    @property
+    def admitted(self) -> bool:
+        """Whether the source waits for an answer is known, or does not matter."""
+        return self._blind or self.return_path or self._policy.without_return_path
+
+    @property
+    def holding(self) -> bool:
+        """The tail has begun and its end was not passed on yet."""
+        return not self._blind and self._parser.state in (State.TAIL, State.DESCRIPTION, State.PACKAGE)
+
+    @property
+    def vcpus(self) -> list[VcpuReport]:
+        """What became of the vCPUs, or when observing would have, in the stream's order."""
+        return self._vcpus
+
+    @property
+    def edits(self) -> int:
+        """How many sections were changed."""
+        return self._edits
+
+    @property
+    def digests(self) -> tuple[str, str]:
+        """SHA-256 of the device sections, package and vmdesc as they came and as they went."""
+        return self._digests[0].hexdigest(), self._digests[1].hexdigest()
+
+    def receive_data(self, data: memoryview) -> Iterator[Piece]:
+        """Pieces refer to `data`, which stays unchanged until all were taken.
+
+        :raises StreamError: the stream is damaged, unsupported, or has state that no conversion touches
+        :raises PolicyError: the migration is vetoed
+        """
+        if self._blind:
+            yield Piece(data, commit=True)
+            return
+        start = self._given
+        self._given += len(data)
+        try:
+            self._parser.receive_data(data)
+            yield from self._events()
+        except StreamError as error:
+            if not self._as_is:
+                raise
+            yield from self._give_up(error, data, start)
+        else:
+            self._keep(data, start)
+
+    def receive_eof(self) -> Iterator[Piece]:
+        """The source has closed its side.
+
+        :raises StreamError: it did so too early
+        """
+        if self._blind:
+            return
+        before = self._parser.state
+        try:
+            self._parser.receive_eof()
+            yield from self._events()
+        except StreamError as error:
+            if not self._as_is:
+                raise
+            for piece in self._give_up(error, memoryview(b""), self._given):
+                # A source that cancels has sent no commit point.
+                yield Piece(piece.data, before not in _BEFORE_TAIL)
+
+    # --- passing as it is ----------------------------------------------------------------------
+
+    def _keep(self, data: memoryview, start: int) -> None:
+        """Remember what of the input no event told yet, should it have to pass unread."""
+        if self._told >= start:
+            self._rest = bytearray(data[self._told - start :])
+        else:
+            del self._rest[: len(self._rest) - (start - self._told)]
+            self._rest += data
+
+    def _give_up(self, error: StreamError, data: memoryview, start: int) -> Iterator[Piece]:
+        """What cannot be read passes all the same: nothing was to be changed."""
+        self._blind = True
+        self.warnings.append(f"The stream could not be read any further and passed unread: {error}")
+        untold = max(start - self._told, 0)
+        for piece in (*(self._package or ()), memoryview(self._rest)[len(self._rest) - untold :] if untold else b"",
+                      data[max(self._told - start, 0) :]):  # fmt: skip
+            if piece:
+                yield Piece(piece, commit=True)
+
+    # --- events --------------------------------------------------------------------------------
+
+    def _events(self) -> Iterator[Piece]:
+        while not isinstance(event := self._parser.next_event(), NeedData):
+            self._note(event)
+            packaged = isinstance(event, CommandReceived) and event.command is Command.PACKAGED
+            vcpu = isinstance(event, DeviceSection) and event.idstr == cpu.IDSTR
+            if not self._asked and (packaged or vcpu):
+                # Never later: what was begun is finished.
+                self._asked = True
+                self.switched_off = self._is_off()
+                if self.switched_off:
+                    self._as_is, self._rewriter = True, None
+            if isinstance(event, DeviceSection) and vcpu and not self.switched_off:
+                self._judge(event)
+            pieces = self._edited(event)
+            if self._as_is:
+                pieces = self._unedited(event, packaged=packaged)
+            commit = isinstance(event, (VmDescriptionReceived, PackageEnd)) or (
+                self._as_is and isinstance(event, SectionsEnd)
+            )
+            self._told = event.offset + len(event.raw)
+            in_tail = self._parser.state not in _BEFORE_TAIL and not isinstance(event, IterableStart)
+            if in_tail:
+                self._digests[0].update(event.raw)
+            for piece in pieces:
+                if in_tail:
+                    self._digests[1].update(piece)
+                yield Piece(piece, commit)
+
+    def _edited(self, event: Event) -> Sequence[bytes | memoryview]:
+        """What the rewriter makes of an event. When only observing, what it refuses is told and no more."""
+        if self._rewriter is None:
+            return ()
+        try:
+            pieces = self._rewriter.take(event)
+        except StreamError as error:
+            if not self._as_is:
+                raise
+            self.warnings.append(f"The guest's state could not be converted: {error}")
+            self._rewriter = None
+            return ()
+        if not self._as_is:
+            self._edits = self._rewriter.edits
+        return pieces
+
+    def _unedited(self, event: Event, *, packaged: bool) -> Sequence[bytes | memoryview]:
+        """The event's own bytes; a package only as a whole, whose last byte is the commit point."""
+        if packaged:
+            self._package = []
+        if self._package is None:
+            return (event.raw,)
+        self._package.append(event.raw)
+        if not isinstance(event, PackageEnd):
+            return ()
+        pieces, self._package = self._package, None
+        return pieces
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, MachineConfiguration):
+            self.machine = event.machine
+        elif isinstance(event, CommandReceived) and event.command is Command.OPEN_RETURN_PATH:
+            self.return_path = True
+        elif isinstance(event, IterableStart) and not (self.return_path or self._policy.without_return_path):
+            raise PolicyError(
+                "the source asked for no return path, without which it would not wait for the destination's word: "
+                "turn the migration capability return-path on, or allow migrations without it"
+            )
+
+    def _judge(self, section: DeviceSection) -> None:
+        """:raises PolicyError: this vCPU is a reason to stop"""
+        if self._policy.enforcement is Enforcement.OFF:
+            return
+        told = CpuSection.of(section)
+        verdict = judge(told.nested, told.block, told.subsections, self._policy.facts)
+        self.judged.append(Judged(section.instance_id, verdict))
+        self.missing.update(fact for reason in verdict.reasons for fact in reason.missing)
+        against = list(objections(verdict, self._policy))
+        if not against:
+            return
+        reasons = " ".join(f"{reason.text} [{reason.code}]" for reason in against)
+        text = f"vCPU {section.instance_id}: the destination would not run this guest as it is here. {reasons}"
+        if self._policy.enforcement is Enforcement.ENFORCE:
+            raise PolicyError(text)
+        self.warnings.append(text)

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a connection from the source is, told from its first bytes.
+
+Source: QEMU 10.2.2 migration/migration.c:1021-1052, where a destination tells its connections apart in the
+same way.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from qmpfilter.errors import UnsupportedError
+from qmpfilter.wire.framing import CPR_MAGIC, MAGIC, MULTIFD_MAGIC, TLS_HANDSHAKE, SectionType
+
+__all__ = ["FIRST_BYTES", "Channel", "channel_of"]
+
+FIRST_BYTES: Final = 4
+"""So many bytes tell what a channel is."""
+
+
+class Channel(enum.Enum):
+    """Kinds of channels. All but the main one are pumped without being looked into."""
+
+    MAIN = "main"
+    MULTIFD = "multifd"
+    OTHER = "other"
+    """One that begins in no known way, or with nothing: postcopy-preempt, NBD, whose server speaks first."""
+
+
+def channel_of(first: bytes) -> Channel:
+    """The kind of a channel.
+
+    :param first: its first :data:`FIRST_BYTES` bytes; fewer when it brought no more
+    :raises UnsupportedError: a channel that cannot be relayed
+    """
+    if first == MAGIC:
+        return Channel.MAIN
+    if first == MULTIFD_MAGIC:
+        return Channel.MULTIFD
+    if first == CPR_MAGIC:
+        raise UnsupportedError(0, "a migration stream; CPR passes file descriptors, which no relay can", first)
+    if first[:1] == bytes([TLS_HANDSHAKE]):
+        raise UnsupportedError(
+            0,
+            "a plain migration stream; this is TLS: leave tls-creds away and protect the way between the hosts",
+            first,
+        )
+    if first[:1] == bytes([SectionType.COMMAND]):
+        raise UnsupportedError(0, "a migration from its start; this is a postcopy migration that is resumed", first)
+    return Channel.OTHER

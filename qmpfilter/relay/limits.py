@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How long a relay waits for what; nothing waits for ever."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Waits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Seconds.
+
+    :param source: until the source connects
+    :param connect: for the connection to the destination
+    :param hello: for the first bytes of a connection; an extra channel may stay silent longer
+    :param idle: without a byte from one side that the other waits for
+    :param tail: from the first byte that is held back to the commit point
+    :param linger: for a side that was told of the end to close
+    """
+
+    source: float = 600.0
+    connect: float = 30.0
+    hello: float = 10.0
+    idle: float = 300.0
+    tail: float = 30.0
+    linger: float = 10.0

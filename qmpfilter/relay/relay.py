@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One migration from listening sockets to a destination: threads that wait, and nothing else.
+
+The forward thread reads the source, the backward thread the destination; the thread that calls
+:meth:`Relay.run` accepts connections. What to do when an end goes away is decided by
+:class:`~qmpfilter.relay.session.Session`, and done here under one lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol
+
+from qmpfilter.errors import (
+    BugError,
+    DeadlineError,
+    HostError,
+    PolicyError,
+    QmpfilterError,
+    RefusedError,
+    TruncatedError,
+    UnsupportedError,
+)
+from qmpfilter.filter.gate import Piece
+from qmpfilter.relay.address import widen
+from qmpfilter.relay.channel import FIRST_BYTES, Channel, channel_of
+from qmpfilter.relay.deadline import Deadline
+from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.pump import Pump
+from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session
+from qmpfilter.wire.feed import NeedData
+from qmpfilter.wire.returnpath import ReturnPathEvent, ReturnPathParser
+
+__all__ = ["Looker", "Relay"]
+
+_log: Final = logging.getLogger(__name__)
+
+_BUFFER: Final = 1 << 20
+_FIRST: Final = 4096
+_SILENCE: Final = 0.2
+_PEEK_AGAIN: Final = 0.01
+
+
+class Looker(Protocol):
+    """Who looks into the main channel: :class:`~qmpfilter.filter.gate.Gate`, which says what its methods do."""
+
+    return_path: bool
+
+    @property
+    def admitted(self) -> bool:
+        """Nothing that was seen so far speaks against this kind of migration."""
+
+    @property
+    def holding(self) -> bool:
+        """Bytes of the tail were taken that are not decided yet."""
+
+    def receive_data(self, data: memoryview) -> Iterable[Piece]:
+        """The next bytes of the source, and what may go on."""
+
+    def receive_eof(self) -> Iterable[Piece]:
+        """The source has closed its side, and what may go on."""
+
+
+class Relay:
+    """Relays one migration, once.
+
+    :param connect: opens a connection to the destination within a deadline
+    :param looker: sees the main channel
+    :param waits: how long to wait for what
+    :ivar session: what became of it
+    :ivar forward: bytes passed on to the destination on the main channel
+    :ivar backward: bytes passed on to the source on the return path
+    :ivar channels: the source's channels in the order in which they were connected onward
+    :ivar times: seconds: "total" from the source's connection to the end, "tail" from the first byte of the
+        tail to the commit point
+    """
+
+    def __init__(self, connect: Callable[[Deadline], socket.socket], looker: Looker, waits: Waits) -> None:
+        self.session = Session()
+        self.forward = 0
+        self.backward = 0
+        self.channels: list[Channel] = []
+        self.times: dict[str, float] = {}
+        self._connect = connect
+        self._looker = looker
+        self._waits = waits
+        self._lock = threading.RLock()
+        self._to_source = threading.Lock()
+        self._source: socket.socket | None = None
+        self._destination: socket.socket | None = None
+        self._pumps: list[Pump] = []
+        self._wake, self._waker = socket.socketpair()
+        self._wide = False
+        self._tail_timer: threading.Timer | None = None
+        self._began: float | None = None
+        self._tail_began: float | None = None
+
+    def run(self, sockets: Sequence[socket.socket]) -> Outcome:
+        """Wait for the source, relay until both sides are done, close everything.
+
+        :param sockets: where the source connects, or connections of it; they are closed at the end
+        """
+        threads: list[threading.Thread] = []
+        listeners = [end for end in sockets if end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)]
+        connected = [end for end in sockets if end not in listeners]
+        try:
+            main, early = self._await_main(listeners, connected)
+            threads = self._open_main(main)
+            for extra, kind in early:
+                self._open_extra(extra, kind)
+            self._accept_extras(listeners, threads)
+        except (QmpfilterError, OSError) as error:
+            self._stop(error)
+        except BaseException:
+            self._stop(HostError("the relay was interrupted"))
+            raise
+        finally:
+            for end in (*listeners, *connected):
+                end.close()
+            self._finish(threads)
+            if self._began is not None:
+                self.times["total"] = time.monotonic() - self._began
+        assert self.session.outcome is not None
+        return self.session.outcome
+
+    def stop(self, cause: QmpfilterError, *, veto: bool = False) -> None:
+        """End the migration as far as that is still possible; from any thread."""
+        self._stop(cause, veto=veto)
+
+    # --- connections ---------------------------------------------------------------------------
+
+    def _await_main(
+        self, listeners: Sequence[socket.socket], connected: list[socket.socket]
+    ) -> tuple[socket.socket, list[tuple[socket.socket, Channel]]]:
+        """The source's main channel, and extra channels that came before it."""
+        deadline = Deadline(self._waits.source, "waiting for the source to connect")
+        early: list[tuple[socket.socket, Channel]] = []
+        try:
+            while True:
+                at_hand = connected.pop(0) if connected else None
+                connection = at_hand or self._accept(listeners, deadline.remaining())
+                if connection is None:
+                    if self.session.phase is Phase.ENDED:
+                        raise HostError("the migration was ended before the source connected")
+                    continue
+                # Who has connected once will not do so again: all the time there is.
+                first = _first_bytes(connection, deadline.remaining() if at_hand else self._waits.hello)
+                if first is None:
+                    # Somebody tried whether anyone listens: nothing that a destination may see.
+                    connection.close()
+                    continue
+                try:
+                    kind = channel_of(first)
+                except UnsupportedError:
+                    connection.close()
+                    raise
+                if kind is Channel.MAIN:
+                    return connection, early
+                early.append((connection, kind))
+        except BaseException:
+            for connection, _ in early:
+                connection.close()
+            raise
+
+    def _accept(self, listeners: Sequence[socket.socket], seconds: float) -> socket.socket | None:
+        """The next connection, None when woken or when the time is over."""
+        with selectors.DefaultSelector() as selector:
+            for ready in (*listeners, self._wake):
+                selector.register(ready, selectors.EVENT_READ)
+            for key, _ in selector.select(seconds):
+                if key.fileobj is self._wake:
+                    return None
+                assert isinstance(key.fileobj, socket.socket)
+                return key.fileobj.accept()[0]
+        return None
+
+    def _open_main(self, source: socket.socket) -> list[threading.Thread]:
+        self._source = source
+        self.channels.append(Channel.MAIN)
+        self._destination = self._connect(Deadline(self._waits.connect, "connecting to the destination"))
+        widen(self._destination)
+        source.settimeout(self._waits.idle)
+        self._destination.settimeout(self._waits.idle)
+        self.session.connected()
+        self._began = time.monotonic()
+        threads = [
+            threading.Thread(target=target, args=(source, self._destination), name=name, daemon=True)
+            for name, target in (("forward", self._pass_forward), ("backward", self._pass_back))
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _open_extra(self, source: socket.socket, kind: Channel) -> None:
+        self.channels.append(kind)
+        try:
+            destination = self._connect(Deadline(self._waits.connect, "connecting an extra channel"))
+        except HostError:
+            source.close()
+            raise
+        widen(source)
+        widen(destination)
+        pump = Pump(source, destination, lambda _: None)
+        with self._lock:
+            self._pumps.append(pump)
+        pump.start()
+
+    def _accept_extras(self, listeners: Sequence[socket.socket], threads: Iterable[threading.Thread]) -> None:
+        while any(thread.is_alive() for thread in threads):
+            connection = self._accept(listeners, _SILENCE)
+            if connection is None:
+                continue
+            first = _first_bytes(connection, _SILENCE)
+            kind = channel_of(first or b"")
+            if first is None or kind is Channel.MAIN:
+                connection.close()
+                continue
+            self._open_extra(connection, kind)
+
+    def _finish(self, threads: Iterable[threading.Thread]) -> None:
+        """Wait for the threads, then close what is open."""
+        for thread in threads:
+            thread.join()
+        if self._tail_timer is not None:
+            self._tail_timer.cancel()
+        good = self.session.outcome in (Outcome.COMPLETED, Outcome.SENT)
+        for pump in self._pumps:
+            if not good or not pump.join(self._waits.linger):
+                pump.cut()
+                pump.join(self._waits.linger)
+        for end in (self._source, self._destination, self._wake, self._waker):
+            if end is not None:
+                end.close()
+
+    # --- source to destination -----------------------------------------------------------------
+
+    def _pass_forward(self, source: socket.socket, destination: socket.socket) -> None:
+        buffer = memoryview(bytearray(_BUFFER))
+        try:
+            while count := self._read(source, self._room(source, buffer), "the source"):
+                if not self._deliver(destination, self._looker.receive_data(buffer[:count])):
+                    break
+            else:
+                # A stream that ends too early is the source's way to cancel.
+                with contextlib.suppress(TruncatedError):
+                    self._deliver(destination, self._looker.receive_eof())
+                self._perform(self.session.source_ended)
+        except QmpfilterError as error:
+            self._stop(error, veto=isinstance(error, (PolicyError, RefusedError)))
+        except OSError:
+            # The source is gone: for the migration the same as if it had ended it.
+            self._perform(self.session.source_ended)
+        except Exception as error:
+            self._stop(BugError(f"{type(error).__name__} while the stream was read: {error}"))
+            _log.exception("forward")
+        self._drain(source, buffer)
+
+    def _room(self, source: socket.socket, buffer: memoryview) -> memoryview:
+        """How much to take at once.
+
+        A source without a return path believes that all is well when it got rid of its last byte. So until it is
+        known that it has one, little is read, and little can lie in buffers: a source that is refused then has
+        not sent its guest's state.
+        """
+        if self._wide or not self._looker.admitted:
+            return buffer if self._wide else buffer[:_FIRST]
+        self._wide = True
+        widen(source)
+        return buffer
+
+    def _deliver(self, destination: socket.socket, pieces: Iterable[Piece]) -> bool:
+        """False if nothing more can be delivered: the backward thread then tells why."""
+        for piece in pieces:
+            if piece.commit:
+                with self._lock:
+                    if self.session.phase is Phase.STREAMING:
+                        self._cancel_tail_timer()
+                        self.session.committed()
+                        if self._tail_began is not None:
+                            self.times["tail"] = time.monotonic() - self._tail_began
+            if self.session.phase is Phase.ENDED:
+                return False
+            try:
+                destination.sendall(piece.data)
+            except TimeoutError as error:
+                raise DeadlineError(f"the destination took nothing for {self._waits.idle:g} s") from error
+            except OSError:
+                return False
+            self.forward += len(piece.data)
+        if self._looker.return_path and not self.session.return_path:
+            with self._lock:
+                self.session.return_path_opened()
+        if self._looker.holding and self._tail_timer is None and self.session.phase is Phase.STREAMING:
+            late = DeadlineError(f"the state of devices took longer than {self._waits.tail:g} s")
+            self._tail_began = time.monotonic()
+            self._tail_timer = threading.Timer(self._waits.tail, self._stop, (late,))
+            self._tail_timer.daemon = True
+            self._tail_timer.start()
+        return True
+
+    def _drain(self, source: socket.socket, buffer: memoryview) -> None:
+        """Read and drop what the source still sends, so that what was written to it arrives.
+
+        One that waits for no answer must rather see its connection break.
+        """
+        if not self.session.return_path:
+            return
+        deadline = Deadline(self._waits.linger + self._waits.idle, "the end of the migration")
+        with contextlib.suppress(OSError, HostError):
+            while True:
+                ended = self.session.phase is Phase.ENDED
+                source.settimeout(min(deadline.remaining(), self._waits.linger) if ended else _SILENCE)
+                try:
+                    if not source.recv_into(buffer):
+                        return
+                except TimeoutError:
+                    if ended:
+                        return
+
+    # --- destination to source -----------------------------------------------------------------
+
+    def _pass_back(self, source: socket.socket, destination: socket.socket) -> None:
+        buffer = memoryview(bytearray(_BUFFER))
+        parser = ReturnPathParser()
+        error: OSError | None = None
+        try:
+            while count := self._read(destination, buffer, "the destination"):
+                parser.receive_data(buffer[:count])
+                while not isinstance(event := parser.next_event(), NeedData):
+                    self._return(source, event)
+        except OSError as broken:
+            error = broken
+        except QmpfilterError as failed:
+            self._stop(failed)
+            return
+        except Exception as failed:
+            self._stop(BugError(f"{type(failed).__name__} while the return path was read: {failed}"))
+            _log.exception("backward")
+            return
+        self._perform(lambda: self.session.destination_ended(error))
+
+    def _return(self, source: socket.socket, event: ReturnPathEvent) -> None:
+        with self._to_source:
+            with self._lock:
+                wanted = self.session.returned(event)
+            if wanted:
+                # A source that is gone is the forward thread's to notice.
+                with contextlib.suppress(OSError):
+                    source.sendall(event.raw)
+                    self.backward += len(event.raw)
+
+    def _read(self, end: socket.socket, buffer: memoryview, who: str) -> int:
+        """:raises DeadlineError: nothing came, and the other side has nothing on its way either"""
+        while True:
+            try:
+                count, _, flags, _ = end.recvmsg_into([buffer])
+                if flags & socket.MSG_CTRUNC:
+                    raise UnsupportedError(
+                        self.forward, f"bytes from {who}; file descriptors cannot be relayed: migrate without CPR",
+                        "file descriptors",
+                    )  # fmt: skip
+                return count
+            except TimeoutError:
+                if end is self._destination and self.session.phase is not Phase.COMMITTED:
+                    # A destination has nothing to say while it loads.
+                    continue
+                raise DeadlineError(f"nothing came from {who} for {self._waits.idle:g} s") from None
+
+    # --- endings -------------------------------------------------------------------------------
+
+    def _stop(self, cause: QmpfilterError | OSError, *, veto: bool = False) -> None:
+        self._perform(lambda: self.session.stopped(cause, veto=veto))
+
+    def _perform(self, decide: Callable[[], tuple[Action, ...]]) -> None:
+        with self._lock:
+            actions = decide()
+        for action in actions:
+            with contextlib.suppress(OSError):
+                self._act(action)
+        if self.session.phase is Phase.ENDED:
+            with contextlib.suppress(OSError):
+                self._waker.send(b"\0")
+
+    def _act(self, action: Action) -> None:
+        if action is Action.BREAK_DESTINATION and self._destination is not None:
+            self._destination.shutdown(socket.SHUT_RDWR)
+        elif action is Action.END_DESTINATION and self._destination is not None:
+            self._destination.shutdown(socket.SHUT_WR)
+        elif action is Action.SHUT_SOURCE and self._source is not None:
+            with self._to_source:
+                self._source.sendall(SHUT_FAILED)
+        elif action is Action.CLOSE_SOURCE and self._source is not None:
+            self._source.shutdown(socket.SHUT_WR)
+
+    def _cancel_tail_timer(self) -> None:
+        if self._tail_timer is not None:
+            self._tail_timer.cancel()
+
+
+def _first_bytes(connection: socket.socket, seconds: float) -> bytes | None:
+    """What a connection begins with, without taking it: less if no more came in time, None if it ended at once."""
+    deadline = Deadline(seconds, "the first bytes of a connection")
+    first = b""
+    with contextlib.suppress(TimeoutError, DeadlineError):
+        while len(first) < FIRST_BYTES:
+            connection.settimeout(deadline.remaining())
+            seen = connection.recv(FIRST_BYTES, socket.MSG_PEEK)
+            if len(seen) == len(first):
+                if not seen:
+                    return None
+                # The same bytes again: the kernel does not wait for more while there are some to be peeked at.
+                time.sleep(_PEEK_AGAIN)
+            first = seen
+    connection.settimeout(None)
+    return first

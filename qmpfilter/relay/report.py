@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is told of one migration when it is over. Never guest memory."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from qmpfilter.filter.gate import Gate
+from qmpfilter.filter.policy import Policy
+from qmpfilter.relay.relay import Relay
+from qmpfilter.relay.session import Outcome
+
+__all__ = ["FORMAT", "as_json", "as_text"]
+
+FORMAT: Final = 1
+"""Counted up when a key changes its meaning or goes."""
+
+_SENTENCES: Final = {
+    Outcome.COMPLETED: "the destination runs the guest",
+    Outcome.SENT: "all was delivered; without a return path nobody says what became of it",
+    Outcome.REFUSED: "the destination did not take the guest, which goes on at the source",
+    Outcome.VETOED: "stopped before the destination could start the guest, which goes on at the source",
+    Outcome.FAILED: "failed before the destination could start the guest, which goes on at the source",
+    Outcome.CANCELLED: "the source ended the migration and keeps the guest",
+    Outcome.IN_DOUBT: "cut after the destination could have started the guest: ask both QEMUs who runs it",
+}
+
+
+def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
+    """What :func:`json.dumps` takes."""
+    session = relay.session
+    before, after = gate.digests
+    return {
+        "format": FORMAT,
+        "outcome": None if session.outcome is None else session.outcome.value,
+        "reason": session.reason,
+        "mode": policy.mode.value,
+        "verdict": policy.enforcement.value,
+        "facts": {
+            "kernel": None if policy.facts.kernel is None else str(policy.facts.kernel),
+            "qemu": None if policy.facts.qemu_version is None else str(policy.facts.qemu_version),
+            "missing": sorted(gate.missing),
+        },
+        "machine": gate.machine,
+        "return_path": gate.return_path,
+        "channels": [channel.value for channel in relay.channels],
+        "bytes": {"forward": relay.forward, "backward": relay.backward},
+        "seconds": {name: round(seconds, 6) for name, seconds in relay.times.items()},
+        "switched_off": gate.switched_off,
+        "edited_vcpus": gate.edits,
+        "tail_sha256": {"before": before, "after": after},
+        "vcpus": [
+            {
+                "index": vcpu.index,
+                "outcome": vcpu.outcome.name.lower(),
+                "found": vcpu.found,
+                "findings": [{"code": found.code, "text": found.text} for found in vcpu.findings],
+            }
+            for vcpu in gate.vcpus
+        ],
+        "verdicts": [
+            {
+                "index": judged.index,
+                "outcome": judged.verdict.outcome.value,
+                "reasons": [
+                    {"code": reason.code, "answer": reason.answer.value, "text": reason.text}
+                    for reason in judged.verdict.reasons
+                ],
+            }
+            for judged in gate.judged
+        ],
+        "warnings": gate.warnings,
+    }
+
+
+def as_text(relay: Relay, gate: Gate) -> str:
+    """A few lines for a person."""
+    session = relay.session
+    assert session.outcome is not None
+    lines = [f"{session.outcome.value}: {_SENTENCES[session.outcome]}"]
+    if session.reason:
+        lines.append(f"  reason: {session.reason}")
+    edits = f"{gate.edits} of {len(gate.vcpus)} vCPUs edited"
+    lines.append(f"  {relay.forward} bytes forward, {relay.backward} back, {len(relay.channels)} channels; {edits}")
+    if "tail" in relay.times:
+        lines.append(f"  device state held for {relay.times['tail'] * 1e3:.1f} ms")
+    if gate.missing:
+        missing = ", ".join(sorted(gate.missing))
+        lines.append(f"  not known of the destination, so that only what no kernel takes was stopped: {missing}")
+    lines += [f"  warning: {text}" for text in gate.warnings]
+    return "".join(f"{line}\n" for line in lines)

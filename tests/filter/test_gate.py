@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Real streams through a gate: what passes in each mode, when the commit point does, and what stops it."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from itertools import chain
+from random import Random
+
+import pytest
+
+from qmpfilter.errors import PolicyError, QmpfilterError, RefusedError, StreamError
+from qmpfilter.filter.gate import Gate
+from qmpfilter.filter.policy import Enforcement, Mode, Policy
+from qmpfilter.svm.annex import ANNEX_OFFSET, MAGIC
+from qmpfilter.svm.vmcb import CONTROL
+from qmpfilter.verdict.facts import HostFacts
+from qmpfilter.verdict.version import Version
+from qmpfilter.wire.events import CommandReceived, DeviceSection, SectionsEnd
+from qmpfilter.wire.framing import Command
+from tests.helpers.fixtures import Fixture, fixtures
+from tests.helpers.parse import parse, pieces
+from tests.helpers.vcpus import vcpus_in_l2
+
+LENIENT = Policy(without_return_path=True)
+STREAMS = [fixture for fixture in fixtures() if fixture.facts["kind"] == "stream"]
+L2 = next(fixture for fixture in STREAMS if fixture.name == "mid-l2").file("stream")
+
+
+def passed(gate: Gate, stream: bytes, *, seed: int | None = None) -> tuple[bytes, int | None]:
+    """All that came out, and where in it the first piece that may be the commit point began."""
+    out = b""
+    commit: int | None = None
+    random = Random(seed)
+    at = 0
+    while at <= len(stream):
+        size = len(stream) if seed is None else random.randrange(1, 50_000)
+        pieces = gate.receive_data(memoryview(stream[at : at + size])) if at < len(stream) else gate.receive_eof()
+        for data, may_commit in pieces:
+            commit = len(out) if may_commit and commit is None else commit
+            out += data
+        if at == len(stream):
+            break
+        at = min(at + size, len(stream))
+    return out, commit
+
+
+def stopped(gate: Gate, stream: bytes, size: int | None = None) -> tuple[bytes, QmpfilterError | None]:
+    """What came out of a gate before it stopped, all of it before the commit point, and why it stopped."""
+    out = b""
+    given = (gate.receive_data(memoryview(piece)) for piece in pieces(stream, size))
+    try:
+        for piece in chain(chain.from_iterable(given), gate.receive_eof()):
+            assert not piece.commit
+            out += piece.data
+    except QmpfilterError as error:
+        return out, error
+    return out, None
+
+
+def commit_point(stream: bytes) -> int:
+    """Where the first byte stands with which the destination may start the guest."""
+    for event in parse(stream).events:
+        packaged = isinstance(event, CommandReceived) and event.command is Command.PACKAGED
+        if packaged or isinstance(event, SectionsEnd):
+            return event.offset
+    raise AssertionError
+
+
+@pytest.mark.parametrize("fixture", STREAMS, ids=str)
+@pytest.mark.parametrize("mode", [Mode.OFF, Mode.OBSERVE, Mode.LEGACY])
+def test_nothing_changes(fixture: Fixture, mode: Mode) -> None:
+    stream = fixture.file("stream")
+    gate = Gate(replace(LENIENT, mode=mode))
+    out, commit = passed(gate, stream, seed=1)
+    assert out == stream
+    assert commit is not None
+    assert commit <= commit_point(stream)
+    if mode is not Mode.OFF:
+        assert len(gate.vcpus) == len([e for e in parse(stream).of(DeviceSection) if e.idstr == "cpu"])
+        assert gate.digests[0] == gate.digests[1]
+    assert not gate.warnings
+
+
+@pytest.mark.parametrize("fixture", STREAMS, ids=str)
+def test_the_destination_gets_the_record_and_the_commit_point_last(fixture: Fixture) -> None:
+    stream = fixture.file("stream")
+    gate = Gate(LENIENT)
+    out, commit = passed(gate, stream, seed=2)
+    assert len(out) == len(stream)
+    assert commit == commit_point(out)
+    pages = [vcpu.nested.page for vcpu in vcpus_in_l2(out) if vcpu.nested]
+    assert all(page and page.startswith(MAGIC, ANNEX_OFFSET) for page in pages)
+    assert gate.edits == len(pages)
+    assert passed(Gate(replace(LENIENT, mode=Mode.LEGACY)), out)[0] == stream
+
+
+def test_without_a_return_path_it_stops_before_ram() -> None:
+    out, error = stopped(Gate(Policy()), L2)
+    assert isinstance(error, PolicyError)
+    assert "return-path" in str(error)
+    assert len(out) < 100
+
+
+@pytest.mark.parametrize("name", ["old-return-path", "mid-multifd", "new-postcopy"])
+def test_with_a_return_path_it_goes_on(name: str) -> None:
+    stream = next(fixture for fixture in STREAMS if fixture.name == name).file("stream")
+    gate = Gate(Policy())
+    passed(gate, stream)
+    assert gate.return_path
+    assert gate.machine.startswith("pc-i440fx")
+
+
+def test_a_destination_that_would_refuse_is_a_veto() -> None:
+    # Linux 5.8 to 6.19 refuses nested paging where it has none; so does any kernel without nesting.
+    facts = HostFacts(kernel=Version(6, 12, 117), parameters={"kvm_amd": {"nested": "0"}})
+    out, error = stopped(Gate(replace(LENIENT, facts=facts)), L2)
+    assert isinstance(error, PolicyError)
+    assert "vCPU 0: the destination would not run this guest" in str(error)
+    assert L2.startswith(out)
+    assert len(out) < commit_point(L2)
+    warned = Gate(replace(LENIENT, facts=facts, enforcement=Enforcement.WARN))
+    passed(warned, L2)
+    assert len(warned.warnings) == 1
+    silent = Gate(replace(LENIENT, facts=facts, enforcement=Enforcement.OFF))
+    passed(silent, L2)
+    assert not silent.judged
+
+
+def damaged(stream: bytes) -> bytes:
+    """The stream with ASID 0 in the page of its vCPU."""
+    [vcpu] = vcpus_in_l2(stream)
+    assert vcpu.nested is not None
+    assert vcpu.nested.page is not None
+    at = stream.index(vcpu.nested.page) + CONTROL.offset("asid")
+    return stream[:at] + bytes(4) + stream[at + 4 :]
+
+
+def test_state_that_nobody_loads_is_stopped_whatever_is_known() -> None:
+    with pytest.raises(PolicyError, match="asid"):
+        passed(Gate(LENIENT), damaged(L2))
+    with pytest.raises(RefusedError, match="asid"):
+        passed(Gate(replace(LENIENT, enforcement=Enforcement.OFF)), damaged(L2))
+
+
+def test_observing_never_alters_even_what_it_cannot_read() -> None:
+    broken = L2[:-20] + b"\xff" + L2[-19:]
+    cut = L2[: len(L2) // 2]
+    policy = replace(LENIENT, mode=Mode.OBSERVE, enforcement=Enforcement.WARN)
+    for stream in (broken, cut, damaged(L2), b"QEVM" + bytes(100)):
+        gate = Gate(policy)
+        assert passed(gate, stream, seed=3)[0] == stream
+        assert gate.warnings
+
+
+def test_a_damaged_stream_stops_before_the_commit_point() -> None:
+    out, error = stopped(Gate(LENIENT), L2[:-20] + b"\xff" + L2[-19:])
+    assert isinstance(error, StreamError)
+    assert len(out) <= commit_point(L2)
+
+
+@pytest.mark.parametrize("seed", [None, *range(8)])
+@pytest.mark.parametrize("name", ["mid-mixed", "old-postcopy"])
+def test_observing_can_still_veto(name: str, seed: int | None) -> None:
+    stream = next(fixture for fixture in STREAMS if fixture.name == name).file("stream")
+    size = len(stream) if seed is None else 40_000 + 1000 * seed
+    facts = HostFacts(kernel=Version(6, 12, 117), parameters={"kvm_amd": {"nested": "0"}})
+    out, error = stopped(Gate(replace(LENIENT, mode=Mode.OBSERVE, facts=facts)), stream, size)
+    assert isinstance(error, PolicyError)
+    assert "vCPU" in str(error)
+    assert len(out) <= commit_point(stream)
+
+
+def test_native_only_for_who_announced_it() -> None:
+    with pytest.raises(PolicyError, match="announce"):
+        Policy(mode=Mode.NATIVE)
+    Policy(mode=Mode.NATIVE, facts=HostFacts(formats=("legacy", "svm2")))
+
+
+@pytest.mark.parametrize("name", ["mid-l2", "new-postcopy"])
+def test_the_kill_switch_passes_every_byte_in_any_division(name: str) -> None:
+    stream = next(fixture for fixture in STREAMS if fixture.name == name).file("stream")
+    for seed in range(5):
+        gate = Gate(LENIENT, lambda: True)
+        out, commit = passed(gate, stream, seed=seed)
+        assert out == stream
+        assert commit is not None
+        assert commit <= commit_point(stream)
+
+
+def test_missing_facts_are_told() -> None:
+    gate = Gate(LENIENT)
+    passed(gate, L2)
+    assert "the kernel's version" in gate.missing
+
+
+def test_the_kill_switch_lets_the_rest_pass_as_it_is() -> None:
+    gate = Gate(LENIENT, lambda: True)
+    assert passed(gate, damaged(L2))[0] == damaged(L2)
+    assert gate.switched_off
+    assert gate.edits == 0
+    late = iter([False, True, True, True])
+    mixed = next(fixture for fixture in STREAMS if fixture.name == "mid-mixed").file("stream")
+    unfinished = Gate(LENIENT, lambda: next(late))
+    passed(unfinished, mixed)
+    assert not unfinished.switched_off
+    assert unfinished.edits == 2
+
+
+def test_errors_are_of_the_tree() -> None:
+    random = Random(4)
+    for _ in range(60):
+        at = random.randrange(len(L2))
+        stream = L2[:at] + random.randbytes(3) + L2[at + 3 :]
+        with contextlib.suppress(QmpfilterError):
+            passed(Gate(LENIENT), stream, seed=5)

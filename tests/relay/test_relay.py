@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A whole relay between a made-up source and a made-up destination: what each of them sees, whatever fails."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from qmpfilter.errors import PolicyError, QmpfilterError
+from qmpfilter.filter.gate import Piece
+from qmpfilter.relay.address import UnixAddress
+from qmpfilter.relay.channel import Channel
+from qmpfilter.relay.deadline import Deadline
+from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.relay import Relay
+from qmpfilter.relay.session import SHUT_FAILED, Outcome
+from qmpfilter.wire.framing import BE32, COMMAND_HEADER
+
+SECONDS = 10.0
+QUICK = Waits(source=5, connect=5, hello=0.5, idle=5, tail=0.3, linger=1)
+PONG = COMMAND_HEADER.pack(2, 4) + BE32.pack(1)
+SHUT_OK = COMMAND_HEADER.pack(1, 4) + BE32.pack(0)
+RAM = b"QEVM" + bytes(1 << 20)
+TAIL = b"tail of devices"
+END = b"\0and vmdesc"
+
+
+class Marked:
+    """Knows the commit point by its place; raises or holds there if asked to."""
+
+    def __init__(self, *, error: QmpfilterError | None = None, hold: bool = False) -> None:
+        self.return_path = True
+        self.admitted = True
+        self.holding = False
+        self.seen = 0
+        self._error = error
+        self._hold = hold
+
+    def receive_data(self, data: memoryview) -> Iterator[Piece]:
+        before = max(0, len(RAM + TAIL) - self.seen)
+        self.seen += len(data)
+        if before:
+            yield Piece(data[:before])
+        if self.seen > len(RAM + TAIL) or (self._hold and self.seen == len(RAM + TAIL)):
+            if self._error is not None:
+                raise self._error
+            self.holding = self._hold
+            if not self._hold and data[before:]:
+                yield Piece(data[before:], commit=True)
+
+    def receive_eof(self) -> Iterable[Piece]:
+        return ()
+
+
+class Rig:
+    """A running relay; `destinations` are the ends of its onward connections, in order."""
+
+    def __init__(self, directory: Path, looker: Marked, waits: Waits = QUICK) -> None:
+        self.stack = ExitStack()
+        self.address = UnixAddress(str(directory / "relay"))
+        self.listener = self.address.listen()
+        self.destinations: queue.Queue[socket.socket] = queue.Queue()
+        self.relay = Relay(self._connect, looker, waits)
+        self.thread = threading.Thread(target=self.relay.run, args=([self.listener],), daemon=True)
+        self.thread.start()
+
+    def _connect(self, _: Deadline) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(SECONDS)
+        self.destinations.put(self.stack.enter_context(theirs))
+        return ours
+
+    def dial(self, first: bytes = b"") -> socket.socket:
+        source = self.stack.enter_context(self.address.connect(Deadline(SECONDS, "connecting")))
+        source.settimeout(SECONDS)
+        source.sendall(first)
+        return source
+
+    def destination(self) -> socket.socket:
+        return self.destinations.get(timeout=SECONDS)
+
+    def outcome(self) -> Outcome | None:
+        self.thread.join(SECONDS)
+        assert not self.thread.is_alive()
+        return self.relay.session.outcome
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path, Marked())
+    with made.stack:
+        yield made
+
+
+def exactly(end: socket.socket, count: int) -> bytes:
+    got = b""
+    while len(got) < count and (part := end.recv(count - len(got))):
+        got += part
+    return got
+
+
+def rest(end: socket.socket) -> bytes:
+    parts = []
+    try:
+        while part := end.recv(1 << 20):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+def test_a_migration_that_completes(rig: Rig) -> None:
+    source = rig.dial(RAM)
+    destination = rig.destination()
+    assert exactly(destination, len(RAM)) == RAM
+    destination.sendall(PONG)
+    assert exactly(source, len(PONG)) == PONG
+    source.sendall(TAIL + END)
+    assert exactly(destination, len(TAIL + END)) == TAIL + END
+    destination.sendall(SHUT_OK)
+    destination.close()
+    assert rest(source) == SHUT_OK
+    source.close()
+    assert rig.outcome() is Outcome.COMPLETED
+    assert (rig.relay.forward, rig.relay.backward) == (len(RAM + TAIL + END), len(PONG + SHUT_OK))
+
+
+def test_a_source_that_half_closes_hears_the_answer(rig: Rig) -> None:
+    source = rig.dial(RAM + TAIL + END)
+    source.shutdown(socket.SHUT_WR)
+    destination = rig.destination()
+    assert rest(destination) == RAM + TAIL + END
+    destination.sendall(SHUT_OK)
+    destination.close()
+    assert rest(source) == SHUT_OK
+    assert rig.outcome() is Outcome.COMPLETED
+
+
+def test_a_veto_leaves_the_guest_at_the_source(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Marked(error=PolicyError("its kernel refuses the state")))
+    with rig.stack:
+        source = rig.dial(RAM)
+        destination = rig.destination()
+        assert exactly(destination, len(RAM)) == RAM
+        source.sendall(TAIL + END)
+        assert rest(destination) in (b"", TAIL)
+        assert rest(source) == SHUT_FAILED
+        source.close()
+        assert rig.outcome() is Outcome.VETOED
+        assert rig.relay.session.reason == "its kernel refuses the state"
+
+
+def test_a_tail_that_takes_too_long(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Marked(hold=True))
+    with rig.stack:
+        source = rig.dial(RAM + TAIL)
+        destination = rig.destination()
+        assert rest(destination) == RAM + TAIL
+        assert rest(source) == SHUT_FAILED
+        source.close()
+        assert rig.outcome() is Outcome.FAILED
+        assert "longer than 0.3 s" in rig.relay.session.reason
+
+
+def test_a_destination_that_dies_while_ram_is_sent(rig: Rig) -> None:
+    source = rig.dial(RAM)
+    rig.destination().close()
+    assert rest(source) == SHUT_FAILED
+    source.close()
+    assert rig.outcome() is Outcome.REFUSED
+
+
+def test_a_destination_that_dies_after_the_commit_point(rig: Rig) -> None:
+    source = rig.dial(RAM + TAIL + END)
+    destination = rig.destination()
+    assert exactly(destination, len(RAM + TAIL + END)) == RAM + TAIL + END
+    destination.close()
+    assert rest(source) == b""
+    source.close()
+    assert rig.outcome() is Outcome.REFUSED
+
+
+def test_a_destination_that_says_no(rig: Rig) -> None:
+    source = rig.dial(RAM + TAIL + END)
+    destination = rig.destination()
+    assert exactly(destination, len(RAM + TAIL + END)) == RAM + TAIL + END
+    destination.sendall(SHUT_FAILED)
+    destination.close()
+    assert rest(source) == SHUT_FAILED
+    source.close()
+    assert rig.outcome() is Outcome.REFUSED
+
+
+def test_a_source_that_dies_takes_the_destination_with_it(rig: Rig) -> None:
+    source = rig.dial(RAM)
+    destination = rig.destination()
+    assert exactly(destination, len(RAM)) == RAM
+    source.close()
+    assert rest(destination) == b""
+    assert rig.outcome() is Outcome.CANCELLED
+
+
+def test_nothing_is_connected_before_the_source_is(rig: Rig) -> None:
+    rig.dial().close()
+    multifd = rig.dial(b"\x11\x22\x33\x44rest")
+    with pytest.raises(queue.Empty):
+        rig.destinations.get(timeout=1)
+    source = rig.dial(RAM)
+    main = rig.destination()
+    assert exactly(main, len(RAM)) == RAM
+    extra = rig.destination()
+    assert exactly(extra, 8) == b"\x11\x22\x33\x44rest"
+    extra.sendall(b"back")
+    assert exactly(multifd, 4) == b"back"
+    assert rig.relay.channels == [Channel.MAIN, Channel.MULTIFD]
+    source.close()
+    assert rig.outcome() is Outcome.CANCELLED
+    assert rest(multifd) == b""
+
+
+def test_an_extra_channel_that_stays_silent(rig: Rig) -> None:
+    source = rig.dial(RAM)
+    main = rig.destination()
+    silent = rig.dial()
+    extra = rig.destination()
+    source.sendall(TAIL + END)
+    assert exactly(main, len(RAM + TAIL + END)) == RAM + TAIL + END
+    extra.close()
+    assert rest(silent) == b""
+    main.sendall(SHUT_OK)
+    main.close()
+    assert rest(source) == SHUT_OK
+    source.close()
+    silent.close()
+    assert rig.outcome() is Outcome.COMPLETED
+    assert rig.relay.channels == [Channel.MAIN, Channel.OTHER]
+
+
+def test_tls_is_refused_in_words(rig: Rig) -> None:
+    source = rig.dial(b"\x16\x03\x01\x02")
+    assert rest(source) == b""
+    assert rig.outcome() is Outcome.FAILED
+    assert "tls-creds" in rig.relay.session.reason
+
+
+def test_nobody_comes(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Marked(), Waits(source=0.1))
+    with rig.stack:
+        assert rig.outcome() is Outcome.FAILED
+        assert "waiting for the source" in rig.relay.session.reason
+
+
+def test_stopping_from_outside(rig: Rig) -> None:
+    source = rig.dial(RAM)
+    destination = rig.destination()
+    assert exactly(destination, len(RAM)) == RAM
+    rig.relay.stop(PolicyError("stopped by the operator"), veto=True)
+    assert rest(source) == SHUT_FAILED
+    source.close()
+    assert rig.outcome() is Outcome.VETOED
+
+
+def test_a_connection_that_is_at_hand_is_the_source(tmp_path: Path) -> None:
+    source, ours = socket.socketpair()
+    destination, theirs = socket.socketpair()
+    relay = Relay(lambda _: theirs, Marked(), QUICK)
+    with source, destination:
+        thread = threading.Thread(target=relay.run, args=([ours],), daemon=True)
+        thread.start()
+        source.sendall(RAM + TAIL + END)
+        assert exactly(destination, len(RAM + TAIL + END)) == RAM + TAIL + END
+        destination.sendall(SHUT_OK)
+        destination.close()
+        assert rest(source) == SHUT_OK
+        source.close()
+        thread.join(SECONDS)
+    assert relay.session.outcome is Outcome.COMPLETED
+
+
+def test_file_descriptors_are_not_swallowed(rig: Rig) -> None:
+    source = rig.dial(RAM)
+    destination = rig.destination()
+    assert exactly(destination, len(RAM)) == RAM
+    socket.send_fds(source, [b"x"], [0])
+    assert rest(source) == SHUT_FAILED
+    source.close()
+    assert rig.outcome() is Outcome.FAILED
+    assert "without CPR" in rig.relay.session.reason
+
+
+def test_a_bug_leaves_the_guest_at_the_source(tmp_path: Path) -> None:
+    made = Rig(tmp_path, Marked(error=KeyError("surprise")))  # type: ignore[arg-type]
+    with made.stack:
+        source = made.dial(RAM + TAIL + END)
+        destination = made.destination()
+        assert rest(destination) == RAM + TAIL
+        assert rest(source) == SHUT_FAILED
+        source.close()
+        assert made.outcome() is Outcome.FAILED
+    assert "KeyError" in made.relay.session.reason
+
+
+def test_stopped_before_anybody_came(tmp_path: Path) -> None:
+    made = Rig(tmp_path, Marked())
+    with made.stack:
+        made.relay.stop(PolicyError("enough"))
+        assert made.outcome() is Outcome.FAILED
+    assert made.relay.session.reason == "enough"
