@@ -9,13 +9,14 @@ cannot be read passes all the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from qmpfilter.errors import PolicyError, StreamError
+from qmpfilter.errors import BugError, HostError, PolicyError, StreamError
 from qmpfilter.filter.policy import Enforcement, Mode, Policy, objections
 from qmpfilter.filter.rewriter import Rewriter, VcpuReport
+from qmpfilter.svm.legacy import FORMAT_SVM
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.verdict.judge import Verdict, judge
 from qmpfilter.wire import cpu
@@ -33,10 +34,17 @@ from qmpfilter.wire.feed import NeedData
 from qmpfilter.wire.framing import Command
 from qmpfilter.wire.parser import State, StreamParser
 
-__all__ = ["Gate", "Judged", "Piece"]
+__all__ = ["Gate", "Judged", "Memory", "Piece"]
 
 # Before these a byte cannot be the commit point.
 _BEFORE_TAIL: Final = (State.HEADER, State.CONFIGURATION, State.SETUP, State.ITERATE)
+
+
+# What ends the state of devices, and with it the guest's life at the source.
+_LAST: Final = (VmDescriptionReceived, PackageEnd)
+
+Memory = Callable[[Sequence[int]], Mapping[int, bytes]]
+"""Reads pages of guest memory: 4096 bytes each by their addresses."""
 
 
 class Piece(NamedTuple):
@@ -62,20 +70,26 @@ class Gate:
 
     :param policy: what the operator wants
     :param is_off: asked before the first edit; True lets the rest pass as it is
+    :param memory: asked for the pages at which VMCB12s stand, when the source has sent all of its devices and so
+        answers again; raises HostError where it cannot be told
     :ivar return_path: the source has asked for a return path
     :ivar machine: the machine type, once it was sent
     :ivar judged: the verdicts so far, in the stream's order
+    :ivar memory_read: how many pages of guest memory were read
     :ivar missing: facts of the destination that would have made a verdict certain, in words
     :ivar warnings: what the operator should know, one sentence each
     """
 
-    def __init__(self, policy: Policy, is_off: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, policy: Policy, is_off: Callable[[], bool] = lambda: False, memory: Memory | None = None
+    ) -> None:
         self.return_path = False
         self.machine = ""
         self.judged: list[Judged] = []
         self.missing: set[str] = set()
         self.warnings: list[str] = []
         self.switched_off = False
+        self.memory_read = 0
         self._policy = policy
         self._is_off = is_off
         self._parser = StreamParser()
@@ -85,6 +99,8 @@ class Gate:
         self._as_is = policy.mode is Mode.OBSERVE
         self._blind = policy.mode is Mode.OFF
         self._asked = False
+        self._memory = memory
+        self._deferred: list[Event] = []
         self._package: list[bytes | memoryview] | None = None
         self._told = 0
         self._given = 0
@@ -181,29 +197,65 @@ class Gate:
         while not isinstance(event := self._parser.next_event(), NeedData):
             self._note(event)
             packaged = isinstance(event, CommandReceived) and event.command is Command.PACKAGED
-            vcpu = isinstance(event, DeviceSection) and event.idstr == cpu.IDSTR
+            vcpu = _section_of_vcpu(event)
             if not self._asked and (packaged or vcpu):
                 # Never later: what was begun is finished.
                 self._asked = True
                 self.switched_off = self._is_off()
                 if self.switched_off:
                     self._as_is, self._rewriter = True, None
-            if isinstance(event, DeviceSection) and vcpu and not self.switched_off:
-                self._judge(event)
-            pieces = self._edited(event)
-            if self._as_is:
-                pieces = self._unedited(event, packaged=packaged)
-            commit = isinstance(event, (VmDescriptionReceived, PackageEnd)) or (
-                self._as_is and isinstance(event, SectionsEnd)
-            )
-            self._told = event.offset + len(event.raw)
-            in_tail = self._parser.state not in _BEFORE_TAIL and not isinstance(event, IterableStart)
+            if vcpu is not None and not self.switched_off:
+                self._judge(vcpu)
+            if self._deferred or (vcpu is not None and self._needs_memory(vcpu)):
+                self._deferred.append(event)
+                if not isinstance(event, _LAST):
+                    continue
+                self._read_memory()
+                deferred, self._deferred = self._deferred, []
+                for late in deferred:
+                    yield from self._pass(late)
+            else:
+                yield from self._pass(event)
+
+    def _pass(self, event: Event) -> Iterator[Piece]:
+        pieces = self._edited(event)
+        if self._as_is:
+            pieces = self._unedited(event)
+        commit = isinstance(event, _LAST) or (self._as_is and isinstance(event, SectionsEnd))
+        self._told = event.offset + len(event.raw)
+        in_tail = self._parser.state not in _BEFORE_TAIL and not isinstance(event, IterableStart)
+        if in_tail:
+            self._digests[0].update(event.raw)
+        for piece in pieces:
             if in_tail:
-                self._digests[0].update(event.raw)
-            for piece in pieces:
-                if in_tail:
-                    self._digests[1].update(piece)
-                yield Piece(piece, commit)
+                self._digests[1].update(piece)
+            yield Piece(piece, commit)
+
+    # --- VMCB12 in guest memory ----------------------------------------------------------------
+
+    def _needs_memory(self, vcpu: DeviceSection) -> bool:
+        """What legacy state leaves to be guessed is settled by memory, if the record that holds it is wanted."""
+        return (
+            self._memory is not None
+            and not self._as_is
+            and self._policy.mode is not Mode.LEGACY
+            and _vmcb_pa(CpuSection.of(vcpu)) is not None
+        )
+
+    def _read_memory(self) -> None:
+        vcpus = filter(None, map(_section_of_vcpu, self._deferred))
+        places = sorted({place for vcpu in vcpus if (place := _vmcb_pa(CpuSection.of(vcpu))) is not None})
+        if self._memory is None or self._rewriter is None:
+            raise BugError("guest memory was to be read, and nobody to read it or to use it")
+        try:
+            pages = self._memory(places)
+        except HostError as error:
+            self.warnings.append(
+                f"VMCB12 could not be read from the source's memory, so L2's DR7 is a guess: {error}"
+            )
+        else:
+            self._rewriter.memory = pages
+            self.memory_read = len(pages)
 
     def _edited(self, event: Event) -> Sequence[bytes | memoryview]:
         """What the rewriter makes of an event. When only observing, what it refuses is told and no more."""
@@ -221,9 +273,9 @@ class Gate:
             self._edits = self._rewriter.edits
         return pieces
 
-    def _unedited(self, event: Event, *, packaged: bool) -> Sequence[bytes | memoryview]:
+    def _unedited(self, event: Event) -> Sequence[bytes | memoryview]:
         """The event's own bytes; a package only as a whole, whose last byte is the commit point."""
-        if packaged:
+        if isinstance(event, CommandReceived) and event.command is Command.PACKAGED:
             self._package = []
         if self._package is None:
             return (event.raw,)
@@ -260,3 +312,15 @@ class Gate:
         if self._policy.enforcement is Enforcement.ENFORCE:
             raise PolicyError(text)
         self.warnings.append(text)
+
+
+def _section_of_vcpu(event: Event) -> DeviceSection | None:
+    return event if isinstance(event, DeviceSection) and event.idstr == cpu.IDSTR else None
+
+
+def _vmcb_pa(section: CpuSection) -> int | None:
+    """Where L2's VMCB12 stands in guest memory; None unless a kernel gave it as legacy state."""
+    nested = section.nested
+    if nested is None or nested.format != FORMAT_SVM or not nested.guest_mode:
+        return None
+    return nested.vmcb_pa

@@ -91,12 +91,14 @@ class Rewriter:
 
     :param target: what is to carry the nested state of every vCPU that is in L2
     :ivar target: the same
+    :ivar memory: pages of guest memory by address, where the source was asked for them
     :ivar vcpus: what became of the vCPUs so far, in the stream's order
     """
 
     def __init__(self, target: Carrier) -> None:
         self.vcpus: list[VcpuReport] = []
         self.target = target
+        self.memory: Mapping[int, bytes] = {}
         self._state = State.SECTIONS
         self._error: Exception | None = None
         self._held: list[bytes] = []
@@ -193,7 +195,7 @@ class Rewriter:
             expected = f"version {cpu.VERSION} of section {section.idstr!r} {section.instance_id}"
             raise UnsupportedError(section.offset, expected, f"version {section.version_id}")
         try:
-            decision = decide(CpuSection.of(section), self.target)
+            decision = decide(CpuSection.of(section), self.target, self.memory)
         except RefusedError as error:
             raise RefusedError(_place(section), _of_vcpu(section, error), error.reasons) from error
         except RecordError as error:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from qmpfilter.errors import BugError
 from qmpfilter.filter.carrier import Carried, Carrier, carried
@@ -34,6 +35,8 @@ _CHILD = Codec(_SVM.layout, _SVM.layout.fields)
 
 # Codes of findings that say that there is an L2 of another kind.
 _FOREIGN = ("vmx", "tcg-svm")
+
+_NO_MEMORY: Final[Mapping[int, bytes]] = {}
 
 
 class Outcome(StrEnum):
@@ -63,9 +66,11 @@ class Decision:
     findings: tuple[Finding, ...] = ()
 
 
-def decide(told: CpuSection, target: Carrier) -> Decision:
+def decide(told: CpuSection, target: Carrier, memory: Mapping[int, bytes] = _NO_MEMORY) -> Decision:
     """What one vCPU needs so that its nested state is carried by `target`.
 
+    :param memory: pages of guest memory, 4096 bytes each by their addresses; the one at vmcb_pa settles what
+        legacy state leaves to be guessed, and where it does, the section is corrected too
     :raises RefusedError: the state is damaged, contradictory, or of a kind that kernels reject
     :raises RecordError: it has svm2 that is damaged
     """
@@ -73,7 +78,7 @@ def decide(told: CpuSection, target: Carrier) -> Decision:
     if found is None:
         return _without_l2(told)
     if found.state is None:
-        return _from_legacy(told, found, target)
+        return _from_legacy(told, found, target, memory.get(found.legacy.vmcb_pa))
     return _from_svm2(told, found, found.state, target)
 
 
@@ -84,16 +89,20 @@ def _without_l2(told: CpuSection) -> Decision:
     return Decision(Outcome.OTHER if foreign else Outcome.NOT_IN_L2, None, findings=findings)
 
 
-def _from_legacy(told: CpuSection, found: Carried, target: Carrier) -> Decision:
+def _from_legacy(told: CpuSection, found: Carried, target: Carrier, vmcb12: bytes | None) -> Decision:
     if target is Carrier.LEGACY:
         findings = tuple(examine(found.legacy, told.block, told.subsections))
         raise_refusals(findings)
         return _decision(found, None, (), findings)
-    made = to_svm2(found.legacy, told.block, told.subsections)
-    edit = _edit(target, made.state, told.block, {})
+    made = to_svm2(found.legacy, told.block, told.subsections, vmcb12=vmcb12)
+    block, fields = told.block, made.fields
+    if vmcb12 is not None:
+        corrected = to_legacy(made.state, block, told.subsections)
+        block, fields = corrected.block, fields + corrected.fields
+    edit = _edit(target, made.state, block, {})
     if dataclasses.replace(edit.means.legacy, page=annex.strip(annex.encode(made.state))) != found.legacy:
         raise BugError(f"vCPU {told.index}: svm2 is not of the legacy state that it was made from")
-    return _decision(found, edit, made.fields, made.warnings)
+    return _decision(found, edit, fields, made.warnings)
 
 
 def _from_svm2(told: CpuSection, found: Carried, state: Svm2State, target: Carrier) -> Decision:

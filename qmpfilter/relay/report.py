@@ -48,6 +48,7 @@ def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
         "seconds": {name: round(seconds, 6) for name, seconds in relay.times.items()},
         "switched_off": gate.switched_off,
         "edited_vcpus": gate.edits,
+        "vmcb12_pages_read": gate.memory_read,
         "tail_sha256": {"before": before, "after": after},
         "vcpus": [
             {

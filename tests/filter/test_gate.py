@@ -4,19 +4,24 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from random import Random
 
 import pytest
 
-from qmpfilter.errors import PolicyError, QmpfilterError, RefusedError, StreamError
+from qmpfilter.errors import DeadlineError, PolicyError, QmpfilterError, RefusedError, StreamError
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
+from qmpfilter.svm import annex
 from qmpfilter.svm.annex import ANNEX_OFFSET, MAGIC
-from qmpfilter.svm.vmcb import CONTROL
+from qmpfilter.svm.provenance import Confidence
+from qmpfilter.svm.svm2 import Validity
+from qmpfilter.svm.vmcb import CONTROL, SAVE
 from qmpfilter.verdict.facts import HostFacts
 from qmpfilter.verdict.version import Version
+from qmpfilter.wire.cpu import BLOCK
 from qmpfilter.wire.events import CommandReceived, DeviceSection, SectionsEnd
 from qmpfilter.wire.framing import Command
 from tests.helpers.fixtures import Fixture, fixtures
@@ -187,6 +192,54 @@ def test_the_kill_switch_passes_every_byte_in_any_division(name: str) -> None:
         assert out == stream
         assert commit is not None
         assert commit <= commit_point(stream)
+
+
+def vmcb12s(fixture: Fixture) -> dict[int, bytes]:
+    """The pages at which VMCB12s stand in guest memory, as QEMU read them at the same stop."""
+    pages = fixture.truth()["vmcb12"].values()
+    return {int(page["address"], 16): bytes.fromhex(page["bytes"]) for page in pages}
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+@pytest.mark.parametrize("name", ["old-l2", "mid-mixed", "new-postcopy", "mid-states", "new-states"])
+def test_memory_settles_what_would_be_a_guess(name: str, seed: int | None) -> None:
+    fixture = next(fixture for fixture in STREAMS if fixture.name == name)
+    stream, pages = fixture.file("stream"), vmcb12s(fixture)
+    asked: list[int] = []
+
+    def memory(places: Sequence[int]) -> Mapping[int, bytes]:
+        asked.extend(places)
+        return {place: pages[place] for place in places}
+
+    gate = Gate(LENIENT, memory=memory)
+    out, commit = passed(gate, stream, seed=seed)
+    assert commit == commit_point(out)
+    vcpus = [vcpu for vcpu in vcpus_in_l2(out) if vcpu.nested is not None and vcpu.nested.page is not None]
+    assert sorted(asked) == sorted({vcpu.nested.vmcb_pa for vcpu in vcpus if vcpu.nested})
+    assert gate.memory_read == len(asked) > 0
+    for vcpu in vcpus:
+        assert vcpu.nested is not None
+        assert vcpu.nested.page is not None
+        flags = {"run_pending": vcpu.nested.run_pending, "gif": vcpu.nested.gif}
+        state = annex.decode(vcpu.nested.page, vcpu.nested.vmcb_pa, **flags)
+        assert state is not None
+        if state.validity & Validity.DR7:
+            assert SAVE.get(state.vmcb12_save, "dr7") == BLOCK.get(vcpu.block, "dr7") | 1 << 10
+    settled = [
+        vcpu
+        for vcpu in gate.vcpus
+        if any(f.field == "vmcb12_save.dr7" and f.confidence is Confidence.EXACT for f in vcpu.fields)
+    ]
+    assert settled
+
+
+def test_without_an_answer_from_memory_it_stays_a_guess() -> None:
+    def memory(_: Sequence[int]) -> Mapping[int, bytes]:
+        raise DeadlineError("no answer within 2 s")
+
+    gate = Gate(LENIENT, memory=memory)
+    assert passed(gate, L2)[0] == passed(Gate(LENIENT), L2)[0]
+    assert "no answer within 2 s" in gate.warnings[0]
 
 
 def test_missing_facts_are_told() -> None:
