@@ -120,9 +120,11 @@ def relay(
     )
     source, destination = parse_address(listen), parse_address(connect)
     gate = Gate(policy, KILL_SWITCH.exists)
-    running = Relay(destination.connect, gate, _waits(deadlines))
+    waits = _waits(deadlines)
+    listener = source.listen()
+    running = Relay(destination.connect, gate, waits)
     with interruptible():
-        outcome = running.run([source.listen()])
+        outcome = running.run([listener])
     if report is not None:
         _write(report, json.dumps(as_json(running, gate, policy), indent=1) + "\n")
     write_out(as_text(running, gate))

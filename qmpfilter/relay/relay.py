@@ -15,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from qmpfilter.errors import (
@@ -79,6 +80,7 @@ class Relay:
     :ivar channels: the source's channels in the order in which they were connected onward
     :ivar times: seconds: "total" from the source's connection to the end, "tail" from the first byte of the
         tail to the commit point
+    :ivar moments: when what happened, UTC: "waiting", "connected", "return path", "tail", "committed", "ended"
     """
 
     def __init__(self, connect: Callable[[Deadline], socket.socket], looker: Looker, waits: Waits) -> None:
@@ -87,6 +89,7 @@ class Relay:
         self.backward = 0
         self.channels: list[Channel] = []
         self.times: dict[str, float] = {}
+        self.moments: dict[str, datetime] = {}
         self._connect = connect
         self._looker = looker
         self._waits = waits
@@ -106,6 +109,7 @@ class Relay:
 
         :param sockets: where the source connects, or connections of it; they are closed at the end
         """
+        self._note("waiting")
         threads: list[threading.Thread] = []
         listeners = [end for end in sockets if end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)]
         connected = [end for end in sockets if end not in listeners]
@@ -188,6 +192,7 @@ class Relay:
         source.settimeout(self._waits.idle)
         self._destination.settimeout(self._waits.idle)
         self.session.connected()
+        self._note("connected")
         self._began = time.monotonic()
         threads = [
             threading.Thread(target=target, args=(source, self._destination), name=name, daemon=True)
@@ -276,14 +281,15 @@ class Relay:
 
     def _deliver(self, destination: socket.socket, pieces: Iterable[Piece]) -> bool:
         """False if nothing more can be delivered: the backward thread then tells why."""
+        began = time.monotonic()
         for piece in pieces:
             if piece.commit:
                 with self._lock:
                     if self.session.phase is Phase.STREAMING:
                         self._cancel_tail_timer()
                         self.session.committed()
-                        if self._tail_began is not None:
-                            self.times["tail"] = time.monotonic() - self._tail_began
+                        self._note("committed")
+                        self.times["tail"] = time.monotonic() - (self._tail_began or began)
             if self.session.phase is Phase.ENDED:
                 return False
             try:
@@ -296,9 +302,11 @@ class Relay:
         if self._looker.return_path and not self.session.return_path:
             with self._lock:
                 self.session.return_path_opened()
+            self._note("return path")
         if self._looker.holding and self._tail_timer is None and self.session.phase is Phase.STREAMING:
             late = DeadlineError(f"the state of devices took longer than {self._waits.tail:g} s")
             self._tail_began = time.monotonic()
+            self._note("tail")
             self._tail_timer = threading.Timer(self._waits.tail, self._stop, (late,))
             self._tail_timer.daemon = True
             self._tail_timer.start()
@@ -380,6 +388,8 @@ class Relay:
     def _perform(self, decide: Callable[[], tuple[Action, ...]]) -> None:
         with self._lock:
             actions = decide()
+            if self.session.phase is Phase.ENDED and "ended" not in self.moments:
+                self._note("ended")
         for action in actions:
             with contextlib.suppress(OSError):
                 self._act(action)
@@ -397,6 +407,9 @@ class Relay:
                 self._source.sendall(SHUT_FAILED)
         elif action is Action.CLOSE_SOURCE and self._source is not None:
             self._source.shutdown(socket.SHUT_WR)
+
+    def _note(self, what: str) -> None:
+        self.moments[what] = datetime.now(UTC)
 
     def _cancel_tail_timer(self) -> None:
         if self._tail_timer is not None:

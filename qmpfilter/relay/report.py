@@ -9,6 +9,7 @@ from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Policy
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.session import Outcome
+from qmpfilter.svm.provenance import Confidence
 
 __all__ = ["FORMAT", "as_json", "as_text"]
 
@@ -45,6 +46,7 @@ def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
         "return_path": gate.return_path,
         "channels": [channel.value for channel in relay.channels],
         "bytes": {"forward": relay.forward, "backward": relay.backward},
+        "moments": {name: moment.isoformat(timespec="milliseconds") for name, moment in relay.moments.items()},
         "seconds": {name: round(seconds, 6) for name, seconds in relay.times.items()},
         "switched_off": gate.switched_off,
         "edited_vcpus": gate.edits,
@@ -53,9 +55,15 @@ def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
         "vcpus": [
             {
                 "index": vcpu.index,
+                "offset": vcpu.offset,
                 "outcome": vcpu.outcome.name.lower(),
                 "found": vcpu.found,
                 "findings": [{"code": found.code, "text": found.text} for found in vcpu.findings],
+                "inexact": [
+                    {"field": one.field, "confidence": one.confidence.value, "why": one.why}
+                    for one in vcpu.fields
+                    if one.confidence is not Confidence.EXACT
+                ],
             }
             for vcpu in gate.vcpus
         ],

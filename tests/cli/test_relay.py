@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`qmpfilter relay` as a process of its own: exit status, what it prints, and its report."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from qmpfilter.cli.main import main
+from qmpfilter.cli.relay import EXIT_STAYED, EXIT_VETOED
+from qmpfilter.relay.session import SHUT_FAILED
+from qmpfilter.wire.framing import BE32, COMMAND_HEADER
+from tests.helpers.fixtures import fixtures
+
+SECONDS = 20.0
+SHUT_OK = COMMAND_HEADER.pack(1, 4) + BE32.pack(0)
+STREAM = next(fixture for fixture in fixtures() if fixture.name == "mid-return-path").file("stream")
+
+
+@contextmanager
+def relaying(directory: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], socket.socket, socket.socket]]:
+    """The process, a source that is connected, and the destination that waits."""
+    destination = socket.socket(socket.AF_UNIX)
+    source = socket.socket(socket.AF_UNIX)
+    with destination, source:
+        for end in (destination, source):
+            end.settimeout(SECONDS)
+        destination.bind(str(directory / "incoming"))
+        destination.listen()
+        argv = ["relay", f"unix:{directory / 'relay'}", f"unix:{directory / 'incoming'}", *options]
+        with subprocess.Popen(
+            [sys.executable, "-m", "qmpfilter", *argv, "--report", str(directory / "report")],
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        ) as process:  # fmt: skip
+            try:
+                late = time.monotonic() + SECONDS
+                while not (directory / "relay").exists():
+                    assert time.monotonic() < late
+                    time.sleep(0.02)
+                source.connect(str(directory / "relay"))
+                yield process, source, destination
+            finally:
+                process.kill()
+
+
+def everything(end: socket.socket) -> bytes:
+    parts = []
+    try:
+        while part := end.recv(1 << 20):
+            parts.append(part)
+    except ConnectionResetError:
+        pass
+    return b"".join(parts)
+
+
+def test_a_completed_migration(tmp_path: Path) -> None:
+    with relaying(tmp_path) as (process, source, listener):
+        source.sendall(STREAM)
+        source.shutdown(socket.SHUT_WR)
+        destination = listener.accept()[0]
+        with destination:
+            arrived = everything(destination)
+            destination.sendall(SHUT_OK)
+        assert everything(source) == SHUT_OK
+        source.close()
+        out, errors = process.communicate(timeout=SECONDS)
+    assert (process.returncode, errors) == (0, "")
+    assert len(arrived) == len(STREAM)
+    assert out.startswith("completed: the destination runs the guest\n")
+    report = json.loads((tmp_path / "report").read_text())
+    assert stat.S_IMODE((tmp_path / "report").stat().st_mode) == 0o600
+    assert (report["outcome"], report["edited_vcpus"], report["bytes"]["forward"]) == ("completed", 1, len(STREAM))
+    # Whether the tail came in one piece is chance.
+    moments = [name for name in report["moments"] if name != "tail"]
+    assert moments == ["waiting", "connected", "return path", "committed", "ended"]
+    assert 0 < report["seconds"]["tail"] < report["seconds"]["total"]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", moment) for moment in report["moments"].values())
+    assert all(STREAM.startswith(b"\x04", vcpu["offset"]) for vcpu in report["vcpus"])
+    assert "vmcb12_save.g_pat" in [one["field"] for one in report["vcpus"][0]["inexact"]]
+
+
+def test_a_veto(tmp_path: Path) -> None:
+    facts = {"schema": "qmpfilter.host/1", "kvm": {"parameters": {"kvm_amd": {"nested": "0"}}}}
+    (tmp_path / "host.json").write_text(json.dumps(facts))
+    with relaying(tmp_path, "--host", str(tmp_path / "host.json")) as (process, source, listener):
+        source.sendall(STREAM)
+        destination = listener.accept()[0]
+        with destination:
+            arrived = everything(destination)
+        assert everything(source) == SHUT_FAILED
+        source.close()
+        out, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == EXIT_VETOED
+    assert STREAM.startswith(arrived)
+    assert out.startswith("vetoed: stopped before the destination could start the guest")
+    assert "reason: vCPU 0:" in out
+
+
+def test_nobody_at_the_destination(tmp_path: Path) -> None:
+    with relaying(tmp_path) as (process, source, listener):
+        listener.close()
+        source.sendall(STREAM[:8])
+        assert everything(source) in (b"", SHUT_FAILED)
+        out, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == EXIT_STAYED
+    assert "cannot connect to unix:" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["nowhere", "unix:/a"], "'nowhere' is not an address that can be relayed: tcp:HOST:PORT or unix:PATH is"),
+        (["unix:/a", "unix:/b", "--deadline", "idle=never"], "NAME=SECONDS"),
+        (["unix:/a", "unix:/b", "--deadline", "lunch=3"], "one of source, connect"),
+        (["unix:/a", "unix:/b", "--mode", "native"], "announce"),
+        (["unix:/a", "unix:/b", "--host", "/nowhere"], "/nowhere"),
+        (["unix:/nowhere/relay", "unix:/b"], "cannot listen on unix:/nowhere/relay"),
+    ],
+)
+def test_wrong_calls_are_told_in_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["relay", *argv]) != 0
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert "Traceback" not in errors
