@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Session daemons of real libvirts on this machine, each of another release if wanted, and virsh to use them.
+
+They run as one unprivileged user and share the network, so a filter fits between them at another loopback address.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+import uuid
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from .hosts import Host, host_image
+from .inhost.waiting import wait_until
+
+SECONDS: Final = 60.0
+# Debian's libvirt-qemu; any user but root will do, because root's daemon is the system's.
+_USER: Final = (64055, 65534)
+_SCRIPT: Final = Path(__file__).parent / "session.sh"
+_QUOTED: Final = 4000
+
+
+class VirshError(Exception):
+    """virsh ended with another status than 0; the text is what it said."""
+
+
+class SessionDaemon:
+    """A libvirtd and its guests. Use as a context manager: all end with the block.
+
+    :param host: whose disk has the programs
+    :param shared: a directory that all sessions of a test have as ``/shared``
+    """
+
+    def __init__(self, host: Host, shared: Path, name: str) -> None:
+        self.name = name
+        self.host = host
+        self.directory = shared / name
+        self._shared = shared
+        self._stack = ExitStack()
+
+    @property
+    def uri(self) -> str:
+        """How virsh, and the other sessions, connect to it."""
+        return f"qemu+unix:///session?socket=/shared/{self.name}/run/libvirt/libvirt-sock"
+
+    def __enter__(self) -> SessionDaemon:
+        disk = host_image(self.host).disk
+        for part in ("run", "config/libvirt", "cache", "data"):
+            (self.directory / part).mkdir(parents=True)
+        # Machines without DMI have no UUID of their own, and two daemons on one host would have the same.
+        settings = f'host_uuid = "{uuid.uuid4()}"\nauth_unix_rw = "none"\n'
+        (self.directory / "config/libvirt/libvirtd.conf").write_text(settings)
+        for path in (self._shared, self.directory, *self.directory.rglob("*")):
+            os.chown(path, *_USER)
+        with ExitStack() as stack:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"session-{self.name}-"))
+            log = stack.enter_context((self.directory / "output").open("wb"))
+            user = ":".join(map(str, _USER))
+            argv = [str(_SCRIPT), str(disk), str(self._shared), scratch, self.name, user]
+            process = subprocess.Popen(
+                ["unshare", "--mount", "--pid", "--fork", *argv],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+            stack.callback(process.wait, SECONDS)
+            self._process = process
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+            wait_until(lambda: self._alive() and children.read_text() != "", SECONDS, "the namespaces", 0.01)
+            self._inside = int(children.read_text().split()[0])
+            # The first of its PID namespace: all in it end with it.
+            stack.callback(os.kill, self._inside, signal.SIGKILL)
+            socket = self.directory / "run/libvirt/libvirt-sock"
+            wait_until(lambda: self._alive() and socket.exists(), SECONDS, f"libvirt {self.name}", 0.05)
+            self._root = f"{scratch}/root"
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _alive(self) -> bool:
+        if self._process.poll() is not None:
+            said = (self.directory / "output").read_text(errors="replace")[-_QUOTED:]
+            raise VirshError(f"libvirt {self.name} ended: {said}")
+        return True
+
+    def virsh(self, *argv: str) -> str:
+        """What virsh says.
+
+        Raises VirshError.
+        """
+        done = self._run(["virsh", "--quiet", "-c", self.uri, *argv])
+        if done.returncode:
+            raise VirshError(done.stderr.strip() or done.stdout.strip())
+        return done.stdout.strip()
+
+    def state(self, domain: str) -> str:
+        """The state of a domain in virsh's words, "absent" if there is none."""
+        try:
+            return self.virsh("domstate", domain)
+        except VirshError as error:
+            if "failed to get domain" in str(error):
+                return "absent"
+            raise
+
+    def _run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+        enter = ["nsenter", "--mount", "--pid", f"--target={self._inside}"]
+        user = "{}:{}".format(*_USER)
+        settings = ["env", "-i", "PATH=/usr/bin:/bin", "LC_ALL=C", f"HOME=/shared/{self.name}"]
+        return subprocess.run(
+            [*enter, "chroot", f"--userspec={user}", self._root, *settings, *argv],
+            capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL,
+        )  # fmt: skip

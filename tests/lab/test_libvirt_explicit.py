@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``virsh migrate`` between two real libvirts, through the relay at another address of the same port."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.lab.hosts import MID, OLD
+from tests.lab.inhost.waiting import wait_until
+from tests.lab.session import SECONDS, SessionDaemon, VirshError
+
+pytestmark = pytest.mark.lab
+
+GUEST = """<domain type='qemu'>
+  <name>guest</name>
+  <memory unit='MiB'>64</memory><vcpu>2</vcpu>
+  <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
+  <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator><serial type='null'/><memballoon model='none'/>
+  </devices>
+</domain>
+"""
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SessionDaemon, SessionDaemon]]:
+    """An old libvirt and a newer one."""
+    shared = tmp_path_factory.mktemp("shared")
+    # Its parents are root's alone.
+    for directory in (shared, shared.parent, shared.parent.parent):
+        directory.chmod(0o755)
+    (shared / "guest.xml").write_text(GUEST)
+    with SessionDaemon(OLD, shared, "old") as old, SessionDaemon(MID, shared, "mid") as mid:
+        yield old, mid
+
+
+@pytest.fixture
+def guest(pair: tuple[SessionDaemon, SessionDaemon]) -> Iterator[None]:
+    """A guest that runs at the old one; what is left of it goes."""
+    pair[0].virsh("create", "/shared/guest.xml")
+    yield
+    for daemon in pair:
+        if daemon.state("guest") == "running":
+            daemon.virsh("destroy", "guest")
+        if daemon.state("guest") == "shut off":
+            daemon.virsh("undefine", "guest")
+
+
+def migrate(
+    source: SessionDaemon, target: SessionDaemon, report: Path, *flags: str, relay: Sequence[str] = ()
+) -> int:
+    """Migrate the guest, and the exit status of the relay.
+
+    Raises VirshError.
+    """
+    port = free_port()
+    argv = ["relay", f"tcp:127.0.0.2:{port}", f"tcp:127.0.0.1:{port}", "--report", str(report), *relay]
+    with subprocess.Popen([sys.executable, "-m", "qmpfilter", *argv], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: listens(port), SECONDS, "the relay to listen", 0.05)
+            uri = ["--migrateuri", f"tcp://127.0.0.2:{port}", "--listen-address", "127.0.0.1"]
+            source.virsh("migrate", "--live", *flags, "guest", target.uri, *uri)
+            return process.wait(SECONDS)
+        finally:
+            process.kill()
+
+
+def free_port() -> int:
+    """A port that is free on both addresses now."""
+    with socket.create_server(("127.0.0.2", 0)) as here:
+        return int(here.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Somebody listens on that port of 127.0.0.2 (proc(5): state 0A of /proc/net/tcp)."""
+    rows = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(row.split()[1] == f"0200007F:{port:04X}" and row.split()[3] == "0A" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "channels"),
+    [
+        ((), ["main"]),
+        (("--p2p",), ["main"]),
+        (("--parallel", "--parallel-connections", "3"), ["main", *["multifd"] * 3]),
+        (("--p2p", "--persistent", "--undefinesource", "--auto-converge"), ["main"]),
+    ],
+    ids=["plain", "p2p", "parallel", "persistent"],
+)
+@pytest.mark.usefixtures("guest")
+def test_there_and_back(
+    pair: tuple[SessionDaemon, SessionDaemon], tmp_path: Path, flags: tuple[str, ...], channels: list[str]
+) -> None:
+    old, mid = pair
+    for source, target in ((old, mid), (mid, old)):
+        assert migrate(source, target, tmp_path / "report", *flags) == 0
+        assert (source.state("guest"), target.state("guest")) == ("absent", "running")
+        report = json.loads((tmp_path / "report").read_text())
+        assert (report["outcome"], report["channels"], len(report["vcpus"])) == ("completed", channels, 2)
+
+
+@pytest.mark.usefixtures("guest")
+def test_a_guest_stays_when_the_relay_stops(pair: tuple[SessionDaemon, SessionDaemon], tmp_path: Path) -> None:
+    old, mid = pair
+    with pytest.raises(VirshError):
+        # Nothing is ready within a microsecond.
+        migrate(old, mid, tmp_path / "report", relay=["--deadline", "tail=1e-6"])
+    assert (old.state("guest"), mid.state("guest")) == ("running", "absent")
+    report = json.loads((tmp_path / "report").read_text())
+    assert report["outcome"] == "failed"
