@@ -11,7 +11,7 @@ from typing import Final
 
 import click
 
-from qmpfilter.cli.interrupt import interruptible
+from qmpfilter.cli.interrupt import on_signal
 from qmpfilter.cli.output import write_out
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
@@ -123,7 +123,7 @@ def relay(
     waits = _waits(deadlines)
     listener = source.listen()
     running = Relay(destination.connect, gate, waits)
-    with interruptible():
+    with on_signal(running.interrupt):
         outcome = running.run([listener])
     if report is not None:
         _write(report, json.dumps(as_json(running, gate, policy), indent=1) + "\n")

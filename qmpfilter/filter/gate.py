@@ -156,7 +156,7 @@ class Gate:
     def receive_eof(self) -> Iterator[Piece]:
         """The source has closed its side.
 
-        :raises StreamError: it did so too early
+        :raises StreamError: it did so before the commit point, of a stream that is edited
         """
         if self._blind:
             return
@@ -230,6 +230,9 @@ class Gate:
             if in_tail:
                 self._digests[1].update(piece)
             yield Piece(piece, commit)
+        if isinstance(event, _LAST):
+            # Nothing is edited any more, and the destination may run the guest already: whatever comes, passes.
+            self._as_is, self._rewriter = True, None
 
     # --- VMCB12 in guest memory ----------------------------------------------------------------
 

@@ -15,8 +15,9 @@ class Waits:
     :param source: until the source connects
     :param connect: for the connection to the destination
     :param hello: for the first bytes of a connection; an extra channel may stay silent longer
-    :param idle: without a byte from one side that the other waits for
+    :param idle: before the commit point, without a byte of the source
     :param tail: from the first byte that is held back to the commit point
+    :param answer: after the commit point, without a byte of either side; then nobody knows who runs the guest
     :param linger: for a side that was told of the end to close
     """
 
@@ -25,4 +26,5 @@ class Waits:
     hello: float = 10.0
     idle: float = 300.0
     tail: float = 30.0
+    answer: float = 3600.0
     linger: float = 10.0

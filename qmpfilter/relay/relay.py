@@ -25,6 +25,7 @@ from qmpfilter.errors import (
     PolicyError,
     QmpfilterError,
     RefusedError,
+    StreamError,
     TruncatedError,
     UnsupportedError,
 )
@@ -36,7 +37,7 @@ from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.pump import Pump
 from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session
 from qmpfilter.wire.feed import NeedData
-from qmpfilter.wire.returnpath import ReturnPathEvent, ReturnPathParser
+from qmpfilter.wire.returnpath import ReturnPathParser
 
 __all__ = ["Looker", "Relay"]
 
@@ -46,6 +47,8 @@ _BUFFER: Final = 1 << 20
 _FIRST: Final = 4096
 _SILENCE: Final = 0.2
 _PEEK_AGAIN: Final = 0.01
+# How often a wait for the other side looks at its deadline.
+_TICK: Final = 1.0
 
 
 class Looker(Protocol):
@@ -99,9 +102,11 @@ class Relay:
         self._destination: socket.socket | None = None
         self._pumps: list[Pump] = []
         self._wake, self._waker = socket.socketpair()
+        self._interrupted = False
         self._wide = False
         self._tail_timer: threading.Timer | None = None
         self._began: float | None = None
+        self._moved = 0.0
         self._tail_began: float | None = None
 
     def run(self, sockets: Sequence[socket.socket]) -> Outcome:
@@ -121,8 +126,8 @@ class Relay:
             self._accept_extras(listeners, threads)
         except (QmpfilterError, OSError) as error:
             self._stop(error)
-        except BaseException:
-            self._stop(HostError("the relay was interrupted"))
+        except BaseException as error:
+            self._stop(BugError(f"{type(error).__name__} in the relay: {error}"))
             raise
         finally:
             for end in (*listeners, *connected):
@@ -137,6 +142,12 @@ class Relay:
         """End the migration as far as that is still possible; from any thread."""
         self._stop(cause, veto=veto)
 
+    def interrupt(self) -> None:
+        """The same from a signal handler, which may not wait for a lock."""
+        self._interrupted = True
+        with contextlib.suppress(OSError):
+            self._waker.send(b"\0")
+
     # --- connections ---------------------------------------------------------------------------
 
     def _await_main(
@@ -150,6 +161,7 @@ class Relay:
                 at_hand = connected.pop(0) if connected else None
                 connection = at_hand or self._accept(listeners, deadline.remaining())
                 if connection is None:
+                    self._heed_interrupt()
                     if self.session.phase is Phase.ENDED:
                         raise HostError("the migration was ended before the source connected")
                     continue
@@ -179,6 +191,7 @@ class Relay:
                 selector.register(ready, selectors.EVENT_READ)
             for key, _ in selector.select(seconds):
                 if key.fileobj is self._wake:
+                    self._wake.recv(_FIRST)
                     return None
                 assert isinstance(key.fileobj, socket.socket)
                 return key.fileobj.accept()[0]
@@ -189,9 +202,10 @@ class Relay:
         self.channels.append(Channel.MAIN)
         self._destination = self._connect(Deadline(self._waits.connect, "connecting to the destination"))
         widen(self._destination)
-        source.settimeout(self._waits.idle)
-        self._destination.settimeout(self._waits.idle)
+        for end in (source, self._destination):
+            end.settimeout(min(_TICK, self._waits.idle, self._waits.answer))
         self.session.connected()
+        self._moved = time.monotonic()
         self._note("connected")
         self._began = time.monotonic()
         threads = [
@@ -220,6 +234,7 @@ class Relay:
         while any(thread.is_alive() for thread in threads):
             connection = self._accept(listeners, _SILENCE)
             if connection is None:
+                self._heed_interrupt()
                 continue
             first = _first_bytes(connection, _SILENCE)
             kind = channel_of(first or b"")
@@ -231,7 +246,9 @@ class Relay:
     def _finish(self, threads: Iterable[threading.Thread]) -> None:
         """Wait for the threads, then close what is open."""
         for thread in threads:
-            thread.join()
+            while thread.is_alive():
+                self._heed_interrupt()
+                thread.join(_SILENCE)
         if self._tail_timer is not None:
             self._tail_timer.cancel()
         good = self.session.outcome in (Outcome.COMPLETED, Outcome.SENT)
@@ -256,6 +273,8 @@ class Relay:
                 with contextlib.suppress(TruncatedError):
                     self._deliver(destination, self._looker.receive_eof())
                 self._perform(self.session.source_ended)
+        except DeadlineError as error:
+            self._perform(lambda cause=error: self.session.unanswered(cause))  # type: ignore[misc]
         except QmpfilterError as error:
             self._stop(error, veto=isinstance(error, (PolicyError, RefusedError)))
         except OSError:
@@ -288,15 +307,12 @@ class Relay:
                     if self.session.phase is Phase.STREAMING:
                         self._cancel_tail_timer()
                         self.session.committed()
+                        self._moved = time.monotonic()
                         self._note("committed")
                         self.times["tail"] = time.monotonic() - (self._tail_began or began)
             if self.session.phase is Phase.ENDED:
                 return False
-            try:
-                destination.sendall(piece.data)
-            except TimeoutError as error:
-                raise DeadlineError(f"the destination took nothing for {self._waits.idle:g} s") from error
-            except OSError:
+            if not self._send(destination, piece.data, "the destination"):
                 return False
             self.forward += len(piece.data)
         if self._looker.return_path and not self.session.return_path:
@@ -310,6 +326,24 @@ class Relay:
             self._tail_timer = threading.Timer(self._waits.tail, self._stop, (late,))
             self._tail_timer.daemon = True
             self._tail_timer.start()
+        return True
+
+    def _send(self, end: socket.socket, data: bytes | memoryview, who: str) -> bool:
+        """False if that end is gone, or the migration was given up meanwhile.
+
+        :raises DeadlineError: it took nothing for too long
+        """
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[end.send(rest) :]
+                self._moved = time.monotonic()
+            except TimeoutError:
+                if self.session.phase is Phase.ENDED:
+                    return False
+                self._check_silence(f"{who} took nothing")
+            except OSError:
+                return False
         return True
 
     def _drain(self, source: socket.socket, buffer: memoryview) -> None:
@@ -335,17 +369,28 @@ class Relay:
 
     def _pass_back(self, source: socket.socket, destination: socket.socket) -> None:
         buffer = memoryview(bytearray(_BUFFER))
-        parser = ReturnPathParser()
+        parser: ReturnPathParser | None = ReturnPathParser()
+        untold = bytearray()
         error: OSError | None = None
         try:
             while count := self._read(destination, buffer, "the destination"):
-                parser.receive_data(buffer[:count])
-                while not isinstance(event := parser.next_event(), NeedData):
-                    self._return(source, event)
+                untold += buffer[:count]
+                try:
+                    if parser is not None:
+                        parser.receive_data(buffer[:count])
+                        self._return(source, parser, untold)
+                        continue
+                except StreamError as damage:
+                    parser = None
+                    self._perform(lambda cause=damage: self.session.return_path_unreadable(cause))  # type: ignore[misc]
+                if self.session.phase is Phase.ENDED:
+                    return
+                self._say(source, bytes(untold))
+                untold.clear()
         except OSError as broken:
             error = broken
-        except QmpfilterError as failed:
-            self._stop(failed)
+        except DeadlineError as late:
+            self._perform(lambda cause=late: self.session.unanswered(cause))  # type: ignore[misc]
             return
         except Exception as failed:
             self._stop(BugError(f"{type(failed).__name__} while the return path was read: {failed}"))
@@ -353,32 +398,57 @@ class Relay:
             return
         self._perform(lambda: self.session.destination_ended(error))
 
-    def _return(self, source: socket.socket, event: ReturnPathEvent) -> None:
-        with self._to_source:
+    def _return(self, source: socket.socket, parser: ReturnPathParser, untold: bytearray) -> None:
+        """Pass on what was understood, and take it from `untold`.
+
+        :raises StreamError: the rest is no return path
+        """
+        while not isinstance(event := parser.next_event(), NeedData):
+            del untold[: len(event.raw)]
             with self._lock:
                 wanted = self.session.returned(event)
             if wanted:
-                # A source that is gone is the forward thread's to notice.
-                with contextlib.suppress(OSError):
-                    source.sendall(event.raw)
-                    self.backward += len(event.raw)
+                self._say(source, event.raw)
+
+    def _say(self, source: socket.socket, data: bytes | memoryview) -> None:
+        # A source that is gone is the forward thread's to notice.
+        with self._to_source:
+            if self._send(source, data, "the source"):
+                self.backward += len(data)
 
     def _read(self, end: socket.socket, buffer: memoryview, who: str) -> int:
         """:raises DeadlineError: nothing came, and the other side has nothing on its way either"""
         while True:
             try:
                 count, _, flags, _ = end.recvmsg_into([buffer])
-                if flags & socket.MSG_CTRUNC:
-                    raise UnsupportedError(
-                        self.forward, f"bytes from {who}; file descriptors cannot be relayed: migrate without CPR",
-                        "file descriptors",
-                    )  # fmt: skip
-                return count
             except TimeoutError:
-                if end is self._destination and self.session.phase is not Phase.COMMITTED:
-                    # A destination has nothing to say while it loads.
-                    continue
-                raise DeadlineError(f"nothing came from {who} for {self._waits.idle:g} s") from None
+                committed = self.session.phase is Phase.COMMITTED
+                if self.session.phase is Phase.ENDED:
+                    return 0
+                # A destination has nothing to say while it loads.
+                if committed or end is self._source:
+                    self._check_silence(f"nothing came from {who}")
+                continue
+            if flags & socket.MSG_CTRUNC:
+                raise UnsupportedError(
+                    self.forward, f"bytes from {who}; file descriptors cannot be relayed: migrate without CPR",
+                    "file descriptors",
+                )  # fmt: skip
+            self._moved = time.monotonic()
+            return count
+
+    def _check_silence(self, what: str) -> None:
+        """:raises DeadlineError: nothing has moved for too long, either way"""
+        limit = self._waits.answer if self.session.phase is Phase.COMMITTED else self._waits.idle
+        if time.monotonic() - self._moved >= limit:
+            raise DeadlineError(f"{what} for {limit:g} s")
+
+    def _heed_interrupt(self) -> None:
+        if self._interrupted:
+            self._interrupted = False
+            self._stop(HostError("the relay was interrupted"))
+            if self.session.phase is Phase.COMMITTED:
+                _log.warning("the destination may run the guest already: still waiting for its word")
 
     # --- endings -------------------------------------------------------------------------------
 

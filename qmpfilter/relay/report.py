@@ -79,6 +79,7 @@ def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
             for judged in gate.judged
         ],
         "warnings": gate.warnings,
+        "after_commit": session.late,
     }
 
 
@@ -96,5 +97,6 @@ def as_text(relay: Relay, gate: Gate) -> str:
     if gate.missing:
         missing = ", ".join(sorted(gate.missing))
         lines.append(f"  not known of the destination, so that only what no kernel takes was stopped: {missing}")
+    lines += [f"  after the commit point, where nothing stops a migration any more: {text}" for text in session.late]
     lines += [f"  warning: {text}" for text in gate.warnings]
     return "".join(f"{line}\n" for line in lines)

@@ -8,7 +8,8 @@
 
 The byte that ends the sections, or in postcopy the package, is the commit point. A destination that has not
 seen it cannot start the guest, so before it every failure is answered by breaking the destination's connection
-and, on the return path, SHUT(1): the source goes on. After it only the destination may speak.
+and, on the return path, SHUT(1): the source goes on. After it only the destination may speak: a source that hears no
+SHUT goes on too, so to break anything then could make two guests of one.
 
 Pure: told what happened, it says what to do. Source: measured with QEMU 7.2, 10.0 and 11.1, and QEMU 10.2.2
 migration/migration.c (migration_completion, source_return_path_thread, process_incoming_migration_bh).
@@ -67,7 +68,8 @@ class Outcome(enum.Enum):
     CANCELLED = "cancelled"
     """The source ended it."""
     IN_DOUBT = "in doubt"
-    """Cut after the commit point and before the destination's word: ask both QEMUs."""
+    """Cut, or without an answer for too long, after the commit point and before the destination's word: ask both
+    QEMUs."""
 
 
 class Action(enum.Enum):
@@ -85,6 +87,7 @@ class Session:
     :ivar phase: how far it is
     :ivar outcome: None until it has ended
     :ivar reason: of any other outcome than COMPLETED, one sentence
+    :ivar late: what would have stopped the migration, had it not come after the commit point
     """
 
     def __init__(self) -> None:
@@ -92,6 +95,8 @@ class Session:
         self.outcome: Outcome | None = None
         self.reason = ""
         self.return_path = False
+        self.late: list[str] = []
+        self._unread = False
         self._shut: int | None = None
         self._source_ended = False
 
@@ -118,6 +123,11 @@ class Session:
             self._shut = message.value or 0
         return True
 
+    def return_path_unreadable(self, cause: QmpfilterError) -> tuple[Action, ...]:
+        """What the destination said cannot be understood; after the commit point it is passed on all the same."""
+        self._unread = True
+        return self.stopped(cause)
+
     def source_ended(self) -> tuple[Action, ...]:
         """The source closed its side and everything it sent was delivered."""
         self._source_ended = True
@@ -135,7 +145,7 @@ class Session:
             return self._end(Outcome.REFUSED, f"the destination failed (SHUT {self._shut})", Action.CLOSE_SOURCE)
         cause = f" ({error.strerror or error})" if error else ""
         if self.phase is Phase.COMMITTED:
-            if self.return_path:
+            if self.return_path and error is None and not self._unread:
                 # Its source takes an end without SHUT for a failure and goes on; a destination that had
                 # started the guest would have said so.
                 return self._end(Outcome.REFUSED, f"the destination ended without a word{cause}", Action.CLOSE_SOURCE)
@@ -146,14 +156,22 @@ class Session:
         return self._end(Outcome.REFUSED, f"the destination ended the migration{cause}", *shut, Action.CLOSE_SOURCE)
 
     def stopped(self, cause: QmpfilterError | OSError, *, veto: bool = False) -> tuple[Action, ...]:
-        """The relay itself has to stop: a veto, a damaged stream, a deadline, a broken connection to the source."""
+        """The relay itself has a reason to stop: a veto, a damaged stream, a deadline, an interruption. After the
+        commit point there is none that weighs enough."""
         if self.phase is Phase.ENDED:
             return ()
         if self.phase is Phase.COMMITTED:
-            return self._end(Outcome.IN_DOUBT, str(cause), Action.END_DESTINATION)
+            self.late.append(str(cause))
+            return ()
         outcome = Outcome.VETOED if veto else Outcome.FAILED
         shut = (Action.SHUT_SOURCE,) if self.return_path and self._shut is None else ()
         return self._end(outcome, str(cause), Action.BREAK_DESTINATION, *shut, Action.CLOSE_SOURCE)
+
+    def unanswered(self, cause: QmpfilterError) -> tuple[Action, ...]:
+        """The destination has not said a word for as long as anybody is to wait."""
+        if self.phase is not Phase.COMMITTED:
+            return self.stopped(cause)
+        return self._end(Outcome.IN_DOUBT, str(cause), Action.BREAK_DESTINATION, Action.CLOSE_SOURCE)
 
     def _end(self, outcome: Outcome, reason: str, *actions: Action) -> tuple[Action, ...]:
         self._move(Phase.ENDED)

@@ -89,6 +89,44 @@ def test_a_completed_migration(tmp_path: Path) -> None:
     assert "vmcb12_save.g_pat" in [one["field"] for one in report["vcpus"][0]["inexact"]]
 
 
+def test_ended_by_a_signal(tmp_path: Path) -> None:
+    with relaying(tmp_path) as (process, source, listener):
+        source.sendall(STREAM[:100_000])
+        destination = listener.accept()[0]
+        with destination:
+            destination.settimeout(SECONDS)
+            arrived = 0
+            while arrived < 50_000:
+                arrived += len(destination.recv(1 << 16))
+            process.terminate()
+            assert everything(source) == SHUT_FAILED
+            source.close()
+            out, _ = process.communicate(timeout=SECONDS)
+    assert process.returncode == EXIT_STAYED
+    assert "reason: the relay was interrupted" in out
+
+
+def test_no_signal_ends_it_after_the_commit_point(tmp_path: Path) -> None:
+    with relaying(tmp_path) as (process, source, listener):
+        source.sendall(STREAM)
+        destination = listener.accept()[0]
+        with destination:
+            destination.settimeout(SECONDS)
+            arrived = 0
+            while arrived < len(STREAM):
+                arrived += len(destination.recv(1 << 20))
+            for _ in range(3):
+                process.terminate()
+                time.sleep(0.1)
+            destination.sendall(SHUT_OK)
+        assert everything(source) == SHUT_OK
+        source.close()
+        out, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == 0
+    assert "still waiting for its word" in errors
+    assert "after the commit point, where nothing stops a migration any more: the relay was interrupted" in out
+
+
 def test_a_veto(tmp_path: Path) -> None:
     facts = {"schema": "qmpfilter.host/1", "kvm": {"parameters": {"kvm_amd": {"nested": "0"}}}}
     (tmp_path / "host.json").write_text(json.dumps(facts))

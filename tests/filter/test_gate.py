@@ -248,6 +248,17 @@ def test_missing_facts_are_told() -> None:
     assert "the kernel's version" in gate.missing
 
 
+@pytest.mark.parametrize("name", ["mid-l2", "new-postcopy"])
+def test_after_the_commit_point_everything_passes(name: str) -> None:
+    stream = next(fixture for fixture in STREAMS if fixture.name == name).file("stream")
+    more = stream[:-1] + b"\xee garbage" * 1000
+    gate = Gate(LENIENT)
+    out, _ = passed(gate, stream + more, seed=6)
+    assert out.endswith(more)
+    assert len(out) == len(stream + more)
+    assert "passed unread" in gate.warnings[0]
+
+
 def test_the_kill_switch_lets_the_rest_pass_as_it_is() -> None:
     gate = Gate(LENIENT, lambda: True)
     assert passed(gate, damaged(L2))[0] == damaged(L2)

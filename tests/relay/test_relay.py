@@ -6,8 +6,10 @@ from __future__ import annotations
 import queue
 import socket
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -312,3 +314,65 @@ def test_stopped_before_anybody_came(tmp_path: Path) -> None:
         made.relay.stop(PolicyError("enough"))
         assert made.outcome() is Outcome.FAILED
     assert made.relay.session.reason == "enough"
+
+
+def committed(rig: Rig) -> tuple[socket.socket, socket.socket]:
+    """Source and destination of a migration of which everything was sent."""
+    source = rig.dial(RAM + TAIL + END)
+    destination = rig.destination()
+    assert exactly(destination, len(RAM + TAIL + END)) == RAM + TAIL + END
+    return source, destination
+
+
+def completes(rig: Rig, source: socket.socket, destination: socket.socket) -> None:
+    destination.sendall(SHUT_OK)
+    destination.close()
+    assert rest(source).endswith(SHUT_OK)
+    source.close()
+    assert rig.outcome() is Outcome.COMPLETED
+
+
+def test_a_destination_may_take_its_time_after_the_commit_point(tmp_path: Path) -> None:
+    made = Rig(tmp_path, Marked(), replace(QUICK, idle=0.1, answer=SECONDS))
+    with made.stack:
+        ends = committed(made)
+        time.sleep(0.5)
+        completes(made, *ends)
+
+
+def test_a_destination_that_never_answers_leaves_it_in_doubt(tmp_path: Path) -> None:
+    made = Rig(tmp_path, Marked(), replace(QUICK, answer=0.2))
+    with made.stack:
+        source, destination = committed(made)
+        assert rest(source) == b""
+        assert rest(destination) == b""
+        source.close()
+        assert made.outcome() is Outcome.IN_DOUBT
+    assert "for 0.2 s" in made.relay.session.reason
+
+
+def test_after_the_commit_point_nobody_can_stop_it(rig: Rig) -> None:
+    source, destination = committed(rig)
+    rig.relay.stop(PolicyError("too late"))
+    completes(rig, source, destination)
+    assert rig.relay.session.late == ["too late"]
+
+
+def test_what_is_no_return_path_passes_after_the_commit_point(rig: Rig) -> None:
+    source, destination = committed(rig)
+    destination.sendall(PONG[:6])
+    destination.sendall(PONG[6:] + b"\xff\xfe\0\0 and more")
+    destination.close()
+    assert rest(source) == PONG + b"\xff\xfe\0\0 and more"
+    source.close()
+    assert rig.outcome() is Outcome.IN_DOUBT
+
+
+def test_what_is_no_return_path_stops_it_before(rig: Rig) -> None:
+    source = rig.dial(RAM)
+    destination = rig.destination()
+    assert exactly(destination, len(RAM)) == RAM
+    destination.sendall(PONG + b"\xff\xfe\0\0")
+    assert rest(source) == PONG + SHUT_FAILED
+    source.close()
+    assert rig.outcome() is Outcome.FAILED

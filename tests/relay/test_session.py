@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qmpfilter.errors import BugError, FramingError, PolicyError
+from qmpfilter.errors import BugError, DeadlineError, FramingError, PolicyError
 from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session
 from qmpfilter.wire.feed import NEED_DATA
 from qmpfilter.wire.returnpath import Message, MessageType, ReturnPathParser
@@ -35,6 +35,8 @@ SOURCE_ENDS: Step = methodcaller("source_ended")
 DESTINATION_ENDS: Step = methodcaller("destination_ended")
 DESTINATION_BREAKS: Step = methodcaller("destination_ended", RESET)
 DAMAGE: Step = methodcaller("stopped", DAMAGED)
+GARBAGE: Step = methodcaller("return_path_unreadable", DAMAGED)
+SILENCE: Step = methodcaller("unanswered", DeadlineError("nothing came for 3600 s"))
 VETO: Step = methodcaller("stopped", PolicyError("its kernel refuses the state"), veto=True)
 
 STREAMING = [CONNECTED, RETURN_PATH, PONG]
@@ -57,7 +59,12 @@ RUNNING_THERE = [*STREAMING, COMMITTED, SHUT_0]
         ([CONNECTED], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
         ([*STREAMING, COMMITTED], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
         ([*STREAMING, COMMITTED, SHUT_1], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
-        ([*STREAMING, COMMITTED], DAMAGE, (HALF_CLOSE,), Outcome.IN_DOUBT),
+        ([*STREAMING, COMMITTED], DESTINATION_BREAKS, (CLOSE,), Outcome.IN_DOUBT),
+        ([*STREAMING, COMMITTED, GARBAGE], DESTINATION_ENDS, (CLOSE,), Outcome.IN_DOUBT),
+        ([*STREAMING, COMMITTED, DAMAGE], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
+        ([*STREAMING, COMMITTED], SILENCE, (BREAK, CLOSE), Outcome.IN_DOUBT),
+        (STREAMING, SILENCE, (BREAK, SHUT, CLOSE), Outcome.FAILED),
+        (STREAMING, GARBAGE, (BREAK, SHUT, CLOSE), Outcome.FAILED),
         (RUNNING_THERE, DESTINATION_ENDS, (CLOSE,), Outcome.COMPLETED),
         (RUNNING_THERE, DESTINATION_BREAKS, (CLOSE,), Outcome.COMPLETED),
         ([*RUNNING_THERE, SOURCE_ENDS], DESTINATION_ENDS, (CLOSE,), Outcome.COMPLETED),
@@ -82,6 +89,19 @@ def test_nothing_changes_an_outcome(late: Step) -> None:
         step(session)
     assert late(session) == ()
     assert (session.outcome, session.reason) == (Outcome.FAILED, str(DAMAGED))
+
+
+@pytest.mark.parametrize("late", [DAMAGE, VETO, GARBAGE])
+def test_after_the_commit_point_nothing_of_ours_stops_it(late: Step) -> None:
+    session = Session()
+    for step in (*STREAMING, COMMITTED):
+        step(session)
+    assert late(session) == ()
+    assert session.phase is Phase.COMMITTED
+    assert len(session.late) == 1
+    assert SHUT_0(session)
+    assert session.destination_ended() == (CLOSE,)
+    assert session.outcome is Outcome.COMPLETED
 
 
 def test_one_shut_reaches_the_source() -> None:
