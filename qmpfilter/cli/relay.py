@@ -112,7 +112,7 @@ def relay(
     3 wrong usage or a problem of this host.
     """
     policy = Policy(
-        mode=Mode.OFF if KILL_SWITCH.exists() else Mode(mode),
+        mode=Mode(mode),
         enforcement=Enforcement(enforcement),
         facts=HostFacts() if host is None else HostFacts.from_json(host.read_text(encoding="utf-8")),
         accepted=LOST_ANYWAY | set(accept),

@@ -69,7 +69,7 @@ class Gate:
     """Sees one main channel.
 
     :param policy: what the operator wants
-    :param is_off: asked before the first edit; True lets the rest pass as it is
+    :param is_off: asked when the source connects, and before the first edit; True lets the rest pass as it is
     :param memory: asked for the pages at which VMCB12s stand, when the source has sent all of its devices and so
         answers again; raises HostError where it cannot be told
     :ivar return_path: the source has asked for a return path
@@ -131,6 +131,12 @@ class Gate:
     def digests(self) -> tuple[str, str]:
         """SHA-256 of the device sections, package and vmdesc as they came and as they went."""
         return self._digests[0].hexdigest(), self._digests[1].hexdigest()
+
+    def accept(self) -> bool:
+        """The source has connected, and sent nothing yet. True if all that comes passes unread, whatever it is."""
+        if not self._blind and self._is_off():
+            self._blind = self.switched_off = True
+        return self._blind
 
     def receive_data(self, data: memoryview) -> Iterator[Piece]:
         """Pieces refer to `data`, which stays unchanged until all were taken.

@@ -64,6 +64,9 @@ class Looker(Protocol):
     def holding(self) -> bool:
         """Bytes of the tail were taken that are not decided yet."""
 
+    def accept(self) -> bool:
+        """The source has connected: whether all that it sends passes unread."""
+
     def receive_data(self, data: memoryview) -> Iterable[Piece]:
         """The next bytes of the source, and what may go on."""
 
@@ -103,6 +106,7 @@ class Relay:
         self._pumps: list[Pump] = []
         self._wake, self._waker = socket.socketpair()
         self._interrupted = False
+        self._unread = False
         self._wide = False
         self._tail_timer: threading.Timer | None = None
         self._began: float | None = None
@@ -171,6 +175,9 @@ class Relay:
                     # Somebody tried whether anyone listens: nothing that a destination may see.
                     connection.close()
                     continue
+                self._unread = self._looker.accept()
+                if self._unread:
+                    return connection, early
                 try:
                     kind = channel_of(first)
                 except UnsupportedError:
@@ -237,7 +244,7 @@ class Relay:
                 self._heed_interrupt()
                 continue
             first = _first_bytes(connection, _SILENCE)
-            kind = channel_of(first or b"")
+            kind = Channel.OTHER if self._unread else channel_of(first or b"")
             if first is None or kind is Channel.MAIN:
                 connection.close()
                 continue

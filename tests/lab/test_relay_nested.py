@@ -34,12 +34,13 @@ class Way(NamedTuple):
     stays: bool = False
 
 
-ANNEX = Way("annex", turns=3)
+ANNEX = Way("annex", turns=2)
 WAYS = (
     ANNEX,
     Way("observe", ("--mode", "observe")),
     Way("postcopy", capabilities=("postcopy-ram",), parameters={"max_bandwidth": 2 << 20}),
     Way("multifd", capabilities=("multifd",), parameters={"multifd_channels": 2}),
+    Way("xbzrle", capabilities=("xbzrle", "auto-converge")),
     Way("veto", ("--host", "nowhere.json"), stays=True),
 )
 

@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from qmpfilter.errors import PolicyError, QmpfilterError
-from qmpfilter.filter.gate import Piece
+from qmpfilter.filter.gate import Gate, Piece
+from qmpfilter.filter.policy import Policy
 from qmpfilter.relay.address import UnixAddress
 from qmpfilter.relay.channel import Channel
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
-from qmpfilter.relay.relay import Relay
+from qmpfilter.relay.relay import Looker, Relay
 from qmpfilter.relay.session import SHUT_FAILED, Outcome
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 
@@ -44,6 +45,9 @@ class Marked:
         self._error = error
         self._hold = hold
 
+    def accept(self) -> bool:
+        return False
+
     def receive_data(self, data: memoryview) -> Iterator[Piece]:
         before = max(0, len(RAM + TAIL) - self.seen)
         self.seen += len(data)
@@ -63,7 +67,7 @@ class Marked:
 class Rig:
     """A running relay; `destinations` are the ends of its onward connections, in order."""
 
-    def __init__(self, directory: Path, looker: Marked, waits: Waits = QUICK) -> None:
+    def __init__(self, directory: Path, looker: Looker, waits: Waits = QUICK) -> None:
         self.stack = ExitStack()
         self.address = UnixAddress(str(directory / "relay"))
         self.listener = self.address.listen()
@@ -376,3 +380,24 @@ def test_what_is_no_return_path_stops_it_before(rig: Rig) -> None:
     assert rest(source) == PONG + SHUT_FAILED
     source.close()
     assert rig.outcome() is Outcome.FAILED
+
+
+@pytest.mark.parametrize("first", [b"\x16\x03\x01\x02 a TLS hello", b"QEVM\0\0\0\x03\x07"])
+def test_switched_off_everything_passes(tmp_path: Path, first: bytes) -> None:
+    gate = Gate(Policy(), lambda: True)
+    made = Rig(tmp_path, gate)
+    with made.stack:
+        source = made.dial(first)
+        destination = made.destination()
+        extra = made.dial(first)
+        second = made.destination()
+        assert exactly(second, len(first)) == first
+        extra.close()
+        source.shutdown(socket.SHUT_WR)
+        assert rest(destination) == first
+        destination.sendall(b"anything")
+        destination.close()
+        assert rest(source) == b"anything"
+        source.close()
+        assert made.outcome() is not None
+    assert gate.switched_off
