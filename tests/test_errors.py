@@ -14,7 +14,9 @@ from qmpfilter.errors import FramingError
 
 def test_the_drawing_is_the_tree() -> None:
     classes = {
-        name: value for name, value in inspect.getmembers(errors, inspect.isclass) if value.__module__ == errors.__name__
+        name: value
+        for name, value in inspect.getmembers(errors, inspect.isclass)
+        if value.__module__ == errors.__name__
     }
     drawn = {"QmpfilterError": "Exception"}
     branch = ""
