@@ -15,7 +15,7 @@ from qmpfilter.cli.interrupt import on_signal
 from qmpfilter.cli.output import write_out
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
-from qmpfilter.relay.address import parse_address
+from qmpfilter.relay.address import parse_address, parse_destination
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json, as_text
@@ -95,7 +95,8 @@ def relay(
     """Relay one migration: wait for a source at LISTEN, and pass it on to the destination at CONNECT.
 
     Both are addresses as QEMU writes them: tcp:HOST:PORT or unix:PATH. The source migrates to LISTEN, all its
-    channels; the destination waits at CONNECT, with -incoming.
+    channels; the destination waits at CONNECT, with -incoming. CONNECT may be "original": where each connection was
+    to go before a rule of nftables redirected it to LISTEN; connections of the relay carry the mark 0x716d.
 
     \b
     off      passes everything on without reading it
@@ -118,7 +119,7 @@ def relay(
         accepted=LOST_ANYWAY | set(accept),
         without_return_path=allow_no_return_path,
     )
-    source, destination = parse_address(listen), parse_address(connect)
+    source, destination = parse_address(listen), parse_destination(connect)
     gate = Gate(policy, KILL_SWITCH.exists)
     waits = _waits(deadlines)
     listener = source.listen()

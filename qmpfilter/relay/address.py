@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Addresses of migration sockets as QEMU writes them: ``tcp:HOST:PORT`` and ``unix:PATH``.
+"""Addresses of migration sockets as QEMU writes them: ``tcp:HOST:PORT`` and ``unix:PATH``; and ``original``, where a
+redirected connection wanted to go.
 
-Source: QEMU 10.2.2 qapi/migration.json (MigrationAddress), util/qemu-sockets.c (inet_parse).
+Sources: QEMU 10.2.2 qapi/migration.json (MigrationAddress), util/qemu-sockets.c (inet_parse); Linux 7.3
+include/uapi/linux/netfilter_ipv4.h and netfilter_ipv6/ip6_tables.h (SO_ORIGINAL_DST).
 """
 
 from __future__ import annotations
@@ -10,17 +12,35 @@ import contextlib
 import os
 import socket
 import stat
+import struct
 from dataclasses import dataclass
 from typing import Final
 
-from qmpfilter.errors import HostError
+from qmpfilter.errors import BugError, HostError
 from qmpfilter.relay.deadline import Deadline
 
-__all__ = ["Address", "TcpAddress", "UnixAddress", "parse_address"]
+__all__ = [
+    "MARK",
+    "Address",
+    "Destination",
+    "OriginalDestination",
+    "TcpAddress",
+    "UnixAddress",
+    "parse_address",
+    "parse_destination",
+]
+
+MARK: Final = 0x716D
+"""SO_MARK of a relay's own connections to an original destination, which a rule that redirects has to let pass."""
 
 _BACKLOG: Final = 64
 # What a switch buffers anyway; the kernel may give less.
 _BUFFER: Final = 4 << 20
+_SO_ORIGINAL_DST: Final = 80
+# An IPv4 peer of an IPv6 socket.
+_MAPPED: Final = "::ffff:"
+_SOCKADDR_IN: Final = struct.Struct("!2xH4s8x")
+_SOCKADDR_IN6: Final = struct.Struct("!2xH4x16s4x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +69,7 @@ class TcpAddress:
             raise HostError(f"cannot listen on {self}: {error.strerror or error}") from error
         return listener
 
-    def connect(self, deadline: Deadline) -> socket.socket:
+    def connect(self, deadline: Deadline, _source: socket.socket | None = None) -> socket.socket:
         """A connected socket.
 
         :raises HostError: nobody answers there, or not in time
@@ -106,7 +126,7 @@ class UnixAddress:
             raise HostError(f"cannot listen on {self}: {error.strerror or error}") from error
         return listener
 
-    def connect(self, deadline: Deadline) -> socket.socket:
+    def connect(self, deadline: Deadline, _source: socket.socket | None = None) -> socket.socket:
         """A connected socket.
 
         :raises HostError: nobody answers there, or not in time
@@ -135,7 +155,59 @@ def _bound_paths() -> set[str]:
     return {row[7] for row in rows if len(row) == 8}
 
 
+@dataclass(frozen=True, slots=True)
+class OriginalDestination:
+    """``original``: where each of the source's connections was to go before a rule of nftables redirected it."""
+
+    def __str__(self) -> str:
+        return "original"
+
+    def connect(self, deadline: Deadline, source: socket.socket | None = None) -> socket.socket:
+        """A socket that is connected there, with :data:`MARK`.
+
+        :raises HostError: the connection was not redirected, nobody answers there, or it may not be marked, which
+            takes CAP_NET_ADMIN
+        """
+        if source is None:
+            raise BugError("an original destination was asked for without a connection")
+        try:
+            family, place = _original(source)
+            if place == source.getsockname()[:2]:
+                raise HostError("a connection came here that was not redirected, and so has no original destination")
+            connection = socket.socket(family, socket.SOCK_STREAM)
+            try:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+                connection.settimeout(deadline.remaining())
+                connection.connect(place)
+                connection.settimeout(None)
+            except BaseException:
+                connection.close()
+                raise
+        except OSError as error:
+            raise HostError(f"cannot connect to the original destination: {error.strerror or error}") from error
+        return connection
+
+
+def _original(source: socket.socket) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """:raises OSError: netfilter knows nothing of this connection"""
+    if source.family == socket.AF_INET6 and not source.getsockname()[0].startswith(_MAPPED):
+        raw = source.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, _SOCKADDR_IN6.size)
+        port, host = _SOCKADDR_IN6.unpack(raw)
+        return socket.AF_INET6, (socket.inet_ntop(socket.AF_INET6, host), port)
+    port, host = _SOCKADDR_IN.unpack(source.getsockopt(socket.SOL_IP, _SO_ORIGINAL_DST, _SOCKADDR_IN.size))
+    return socket.AF_INET, (socket.inet_ntop(socket.AF_INET, host), port)
+
+
 Address = TcpAddress | UnixAddress
+Destination = TcpAddress | UnixAddress | OriginalDestination
+
+
+def parse_destination(text: str) -> Destination:
+    """The same as :func:`parse_address`, and ``original``.
+
+    :raises HostError: it is neither
+    """
+    return OriginalDestination() if text == "original" else parse_address(text)
 
 
 def parse_address(text: str) -> Address:

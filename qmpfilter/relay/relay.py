@@ -77,7 +77,7 @@ class Looker(Protocol):
 class Relay:
     """Relays one migration, once.
 
-    :param connect: opens a connection to the destination within a deadline
+    :param connect: opens a connection to the destination within a deadline, for a connection of the source
     :param looker: sees the main channel
     :param waits: how long to wait for what
     :ivar session: what became of it
@@ -89,7 +89,9 @@ class Relay:
     :ivar moments: when what happened, UTC: "waiting", "connected", "return path", "tail", "committed", "ended"
     """
 
-    def __init__(self, connect: Callable[[Deadline], socket.socket], looker: Looker, waits: Waits) -> None:
+    def __init__(
+        self, connect: Callable[[Deadline, socket.socket], socket.socket], looker: Looker, waits: Waits
+    ) -> None:
         self.session = Session()
         self.forward = 0
         self.backward = 0
@@ -207,7 +209,7 @@ class Relay:
     def _open_main(self, source: socket.socket) -> list[threading.Thread]:
         self._source = source
         self.channels.append(Channel.MAIN)
-        self._destination = self._connect(Deadline(self._waits.connect, "connecting to the destination"))
+        self._destination = self._connect(Deadline(self._waits.connect, "connecting to the destination"), source)
         widen(self._destination)
         for end in (source, self._destination):
             end.settimeout(min(_TICK, self._waits.idle, self._waits.answer))
@@ -226,7 +228,7 @@ class Relay:
     def _open_extra(self, source: socket.socket, kind: Channel) -> None:
         self.channels.append(kind)
         try:
-            destination = self._connect(Deadline(self._waits.connect, "connecting an extra channel"))
+            destination = self._connect(Deadline(self._waits.connect, "connecting an extra channel"), source)
         except HostError:
             source.close()
             raise

@@ -11,9 +11,12 @@ import signal
 import subprocess
 import tempfile
 import uuid
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 from .hosts import Host, host_image
 from .inhost.waiting import wait_until
@@ -25,6 +28,18 @@ _SCRIPT: Final = Path(__file__).parent / "session.sh"
 _QUOTED: Final = 4000
 
 
+GUEST = """<domain type='qemu'>
+  <name>guest</name>
+  <memory unit='MiB'>64</memory><vcpu>2</vcpu>
+  <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
+  <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator><serial type='null'/><memballoon model='none'/>
+  </devices>
+</domain>
+"""
+
+
 class VirshError(Exception):
     """virsh ended with another status than 0; the text is what it said."""
 
@@ -34,10 +49,14 @@ class SessionDaemon:
 
     :param host: whose disk has the programs
     :param shared: a directory that all sessions of a test have as ``/shared``
+    :param network: the name of a network namespace for it
+    :param qemu: what stands in its qemu.conf
     """
 
-    def __init__(self, host: Host, shared: Path, name: str) -> None:
+    def __init__(self, host: Host, shared: Path, name: str, network: str | None = None, qemu: str = "") -> None:
         self.name = name
+        self.network = network
+        self._qemu = qemu
         self.host = host
         self.directory = shared / name
         self._shared = shared
@@ -55,6 +74,7 @@ class SessionDaemon:
         # Machines without DMI have no UUID of their own, and two daemons on one host would have the same.
         settings = f'host_uuid = "{uuid.uuid4()}"\nauth_unix_rw = "none"\n'
         (self.directory / "config/libvirt/libvirtd.conf").write_text(settings)
+        (self.directory / "config/libvirt/qemu.conf").write_text(self._qemu)
         for path in (self._shared, self.directory, *self.directory.rglob("*")):
             os.chown(path, *_USER)
         with ExitStack() as stack:
@@ -62,8 +82,9 @@ class SessionDaemon:
             log = stack.enter_context((self.directory / "output").open("wb"))
             user = ":".join(map(str, _USER))
             argv = [str(_SCRIPT), str(disk), str(self._shared), scratch, self.name, user]
+            within = [] if self.network is None else ["ip", "netns", "exec", self.network]
             process = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--fork", *argv],
+                [*within, "unshare", "--mount", "--pid", "--fork", *argv],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
             stack.callback(process.wait, SECONDS)
@@ -115,3 +136,26 @@ class SessionDaemon:
             [*enter, "chroot", f"--userspec={user}", self._root, *settings, *argv],
             capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
+
+
+def shared_directory(directories: pytest.TempPathFactory) -> Path:
+    """A directory for the sessions of a test, which another user can enter, with the guest's XML in it."""
+    shared = directories.mktemp("shared")
+    for directory in (shared, shared.parent, shared.parent.parent):
+        directory.chmod(0o755)
+    (shared / "guest.xml").write_text(GUEST)
+    return shared
+
+
+@contextmanager
+def guest_of(first: SessionDaemon, *others: SessionDaemon) -> Iterator[None]:
+    """A guest that runs at the first; what is left of it goes, wherever it is."""
+    first.virsh("create", "/shared/guest.xml")
+    try:
+        yield
+    finally:
+        for daemon in (first, *others):
+            if daemon.state("guest") in ("running", "paused"):
+                daemon.virsh("destroy", "guest")
+            if daemon.state("guest") == "shut off":
+                daemon.virsh("undefine", "guest")

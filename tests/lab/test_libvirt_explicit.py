@@ -14,44 +14,24 @@ import pytest
 
 from tests.lab.hosts import MID, OLD
 from tests.lab.inhost.waiting import wait_until
-from tests.lab.session import SECONDS, SessionDaemon, VirshError
+from tests.lab.session import SECONDS, SessionDaemon, VirshError, guest_of, shared_directory
 
 pytestmark = pytest.mark.lab
-
-GUEST = """<domain type='qemu'>
-  <name>guest</name>
-  <memory unit='MiB'>64</memory><vcpu>2</vcpu>
-  <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
-  <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
-  <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator><serial type='null'/><memballoon model='none'/>
-  </devices>
-</domain>
-"""
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SessionDaemon, SessionDaemon]]:
     """An old libvirt and a newer one."""
-    shared = tmp_path_factory.mktemp("shared")
-    # Its parents are root's alone.
-    for directory in (shared, shared.parent, shared.parent.parent):
-        directory.chmod(0o755)
-    (shared / "guest.xml").write_text(GUEST)
+    shared = shared_directory(tmp_path_factory)
     with SessionDaemon(OLD, shared, "old") as old, SessionDaemon(MID, shared, "mid") as mid:
         yield old, mid
 
 
 @pytest.fixture
 def guest(pair: tuple[SessionDaemon, SessionDaemon]) -> Iterator[None]:
-    """A guest that runs at the old one; what is left of it goes."""
-    pair[0].virsh("create", "/shared/guest.xml")
-    yield
-    for daemon in pair:
-        if daemon.state("guest") == "running":
-            daemon.virsh("destroy", "guest")
-        if daemon.state("guest") == "shut off":
-            daemon.virsh("undefine", "guest")
+    """A guest that runs at the old one."""
+    with guest_of(*pair):
+        yield
 
 
 def migrate(source: SessionDaemon, target: SessionDaemon, report: Path, *flags: str, astray: bool = False) -> int:

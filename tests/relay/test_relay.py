@@ -76,7 +76,7 @@ class Rig:
         self.thread = threading.Thread(target=self.relay.run, args=([self.listener],), daemon=True)
         self.thread.start()
 
-    def _connect(self, _: Deadline) -> socket.socket:
+    def _connect(self, _: Deadline, _source: socket.socket) -> socket.socket:
         ours, theirs = socket.socketpair()
         theirs.settimeout(SECONDS)
         self.destinations.put(self.stack.enter_context(theirs))
@@ -275,7 +275,7 @@ def test_stopping_from_outside(rig: Rig) -> None:
 def test_a_connection_that_is_at_hand_is_the_source(tmp_path: Path) -> None:
     source, ours = socket.socketpair()
     destination, theirs = socket.socketpair()
-    relay = Relay(lambda _: theirs, Marked(), QUICK)
+    relay = Relay(lambda *_: theirs, Marked(), QUICK)
     with source, destination:
         thread = threading.Thread(target=relay.run, args=([ours],), daemon=True)
         thread.start()
