@@ -65,7 +65,7 @@ def names() -> list[str]:
 def recording(name: str) -> Recording:
     """Load one, make it small, and map it."""
     (found,) = (item for item in fixtures(role="stream") if item.name == name)
-    small = b"".join(_shrunk(found.file("stream")))
+    small = b"".join(_shrunk(found.read("stream")))
     result = Recording(name, small)
     opened = 0
     for event in _events(small):

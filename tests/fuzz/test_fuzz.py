@@ -74,7 +74,7 @@ def _around_the_end(data: bytes, whole: Parsed) -> list[int]:
 
 
 def _return_paths() -> Iterator[bytes]:
-    yield from (item.file("return") for item in fixtures(role="return"))
+    yield from (item.read("return") for item in fixtures(role="return"))
     block = b"\x06pc.ram"
     yield (
         b"\x00\x02\x00\x04\x00\x00\x00\x01"

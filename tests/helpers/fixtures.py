@@ -27,10 +27,17 @@ class Fixture:
         return self.name
 
     def file(self, role: str, number: int = 0) -> bytes:
-        """The uncompressed bytes of a file of the recording: stream, save, return, multifd, truth."""
+        """The uncompressed bytes of a file of the recording: stream, save, return, multifd, truth. They are kept."""
+        return _kept(*self._entry(role, number))
+
+    def read(self, role: str, number: int = 0) -> bytes:
+        """The same, and not kept: all of them together are some 40 MiB."""
+        return _read(*self._entry(role, number))
+
+    def _entry(self, role: str, number: int) -> tuple[str, int, str]:
         entry = self.facts["files"][role]
         entry = entry[number] if isinstance(entry, list) else entry
-        return _read(entry["file"], entry["bytes"], entry["sha256"])
+        return entry["file"], entry["bytes"], entry["sha256"]
 
     def has(self, role: str) -> bool:
         """True if the recording has a file of that role."""
@@ -42,13 +49,14 @@ class Fixture:
         return value
 
 
-@functools.cache
 def _read(name: str, length: int, sha256: str) -> bytes:
-    """All of them are some 40 MiB."""
     data = lzma.decompress((DIRECTORY / name).read_bytes())
     if (len(data), hashlib.sha256(data).hexdigest()) != (length, sha256):
         raise AssertionError(f"{name} is not what the manifest says")
     return data
+
+
+_kept = functools.cache(_read)
 
 
 def fixtures(*, role: str = "stream", host: str | None = None) -> list[Fixture]:
