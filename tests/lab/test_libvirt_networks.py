@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``virsh migrate`` with no flag for a filter, between two networks: rules of nftables bring it to the relay."""
+"""``virsh migrate`` between two networks: to a relay, or with no flag at all where rules of nftables redirect it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from tests.lab.session import SECONDS, SessionDaemon, guest_of, shared_directory
 pytestmark = pytest.mark.lab
 
 RULES: Final = Path(__file__).resolve().parents[2] / "examples/nft"
-PORT: Final = 49400
 
 
 def within(network: str, *argv: str) -> list[str]:
@@ -66,39 +65,64 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SessionDaem
 
 
 @contextmanager
-def relaying(daemon: SessionDaemon, rules: str, report: Path) -> Iterator[subprocess.Popen[str]]:
-    """A relay on a daemon's host, and rules that bring migrations to it."""
+def relaying(daemon: SessionDaemon, listen: str, connect: str, report: Path) -> Iterator[None]:
+    """A relay on a daemon's host, which in the end has completed a migration."""
+    assert daemon.network is not None
+    argv = [sys.executable, "-m", "qmpfilter", "relay", listen, connect, "--report", str(report)]
+    listening = within(daemon.network, "ss", "-Hltn", f"sport = :{listen.rpartition(':')[2]}")
+    with subprocess.Popen(within(daemon.network, *argv), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: run(*listening) != "", SECONDS, "the relay to listen", 0.05)
+            yield
+            assert process.wait(SECONDS) == 0
+        finally:
+            process.kill()
+
+
+@contextmanager
+def redirecting(daemon: SessionDaemon, rules: str, report: Path) -> Iterator[None]:
+    """The same, with rules that bring every migration to it."""
     assert daemon.network is not None
     run(*within(daemon.network, "nft", "-f", str(RULES / f"{rules}.nft")))
-    argv = ["relay", f"tcp:0.0.0.0:{PORT}", "original", "--report", str(report)]
     try:
-        with subprocess.Popen(
-            within(daemon.network, sys.executable, "-m", "qmpfilter", *argv), stdout=subprocess.PIPE, text=True
-        ) as process:
-            try:
-                listening = f"sport = :{PORT}"
-                wait_until(
-                    lambda: str(PORT) in run(*within(daemon.network or "", "ss", "-Hltn", listening)),
-                    SECONDS, "the relay to listen", 0.05,
-                )  # fmt: skip
-                yield process
-                assert process.wait(SECONDS) == 0
-            finally:
-                process.kill()
+        with relaying(daemon, "tcp::49400", "original", report):
+            yield
     finally:
         run(*within(daemon.network, "nft", "delete", "table", "inet", f"qmpfilter_{rules}"))
 
 
+EXPLICIT: Final = {
+    "source": ("tcp:127.0.0.2:49300", "tcp:10.9.0.2:49300", ("--migrateuri", "tcp://127.0.0.2:49300")),
+    "destination": (
+        "tcp:10.9.0.2:49300", "tcp:127.0.0.1:49300",
+        ("--migrateuri", "tcp://10.9.0.2:49300", "--listen-address", "127.0.0.1"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [("--p2p",), ("--parallel",)], ids=["p2p", "parallel"])
+@pytest.mark.parametrize("end", EXPLICIT)
+def test_at_an_address(
+    pair: tuple[SessionDaemon, SessionDaemon], tmp_path: Path, end: str, flags: tuple[str, ...]
+) -> None:
+    old, mid = pair
+    listen, connect, addressed = EXPLICIT[end]
+    with guest_of(old, mid):
+        with relaying(old if end == "source" else mid, listen, connect, tmp_path / end):
+            old.virsh("migrate", "--live", *flags, *addressed, "guest", mid.uri)
+        assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
+
+
 @pytest.mark.parametrize("flags", [(), ("--p2p",), ("--parallel",)], ids=["plain", "p2p", "parallel"])
 @pytest.mark.parametrize("ends", [("source",), ("destination",), ("source", "destination")], ids="+".join)
-def test_it_needs_no_flags(
+def test_redirected_it_needs_no_flags(
     pair: tuple[SessionDaemon, SessionDaemon], tmp_path: Path, ends: tuple[str, ...], flags: tuple[str, ...]
 ) -> None:
     old, mid = pair
     with guest_of(old, mid):
         with ExitStack() as relays:
             for end in ends:
-                relays.enter_context(relaying(old if end == "source" else mid, end, tmp_path / end))
+                relays.enter_context(redirecting(old if end == "source" else mid, end, tmp_path / end))
             old.virsh("migrate", "--live", *flags, "guest", mid.uri)
         assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
         for end in ends:
