@@ -132,10 +132,11 @@ class Fuse:
 
     def cut(self) -> None:
         """Break both connections."""
-        self._released.set()
         for end in self._ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
+        # Not before: what was held would go on.
+        self._released.set()
 
     def release(self) -> None:
         """Go on as if nothing had been."""
