@@ -28,9 +28,23 @@ EXIT_HOST: Final = 3
 _EXIT_INTERRUPTED: Final = 130
 
 
-# Each a module of this package with a command of the same name, loaded only when it is called: what one of
-# them needs, another's host may lack.
-_COMMANDS: Final = ("inspect", "convert", "verdict", "relay", "doctor", "selftest")
+# Each in the module of this package that has its name, or that is named below, loaded only when it is called: what
+# one of them needs, another's host may lack.
+_COMMANDS: Final = (
+    "inspect",
+    "convert",
+    "verdict",
+    "relay",
+    "doctor",
+    "selftest",
+    "run",
+    "status",
+    "sessions",
+    "show",
+    "start",
+    "stop",
+)
+_MODULES: Final = dict.fromkeys(("status", "sessions", "show", "start", "stop"), "control")
 
 
 class _Commands(click.Group):
@@ -42,7 +56,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"qmpfilter.cli.{name}"), name)
+        command: click.Command = getattr(import_module(f"qmpfilter.cli.{_MODULES.get(name, name)}"), name)
         return command
 
 

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``qmpfilter status``, ``sessions``, ``show``, ``start`` and ``stop``: what a running daemon is asked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from qmpfilter.cli.output import write_out
+from qmpfilter.daemon.client import ask
+from qmpfilter.daemon.config import Config
+from qmpfilter.filter.policy import Enforcement, Mode
+from qmpfilter.verdict.facts import HostFacts
+
+__all__ = ["sessions", "show", "start", "status", "stop"]
+
+_WIDTH: Final = 200
+
+
+def _asking(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that asks a daemon."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")(command)
+    return click.option(
+        "--socket",
+        "path",
+        type=click.Path(path_type=Path),
+        default=Config().socket,
+        show_default=True,
+        help="Where the daemon answers.",
+    )(command)
+
+
+@click.command()
+@_asking
+def status(path: Path, as_json: bool) -> None:
+    """Say how the daemon is.
+
+    Exit status: 0 it answers; 2 a bug of qmpfilter; 3 it does not, or wrong usage.
+    """
+    answer = ask(path, "status")
+    if as_json:
+        _print_json(answer)
+        return
+    states = {"draining": answer["draining"], "switched off: everything passes as it is": answer["off"]}
+    notes = [name for name, holds in states.items() if holds]
+    lines = [
+        f"qmpfilter {answer['version']}, process {answer['pid']}, since {answer['began']}",
+        f"  {answer['running']} of at most {answer['max_sessions']} sessions run",
+        f"  mode {answer['mode']}, verdict {answer['verdict']}",
+        f"  configuration: {', '.join(answer['config']) or 'defaults'}",
+        f"  reports: {answer['state']}/sessions",
+        *(f"  {note}" for note in notes),
+    ]
+    write_out("".join(f"{line}\n" for line in lines))
+
+
+@click.command()
+@_asking
+@click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="So many ended ones.")
+def sessions(path: Path, as_json: bool, limit: int) -> None:
+    """List the migrations that run, and those that ended last.
+
+    Exit status: 0 they are listed; 2 a bug of qmpfilter; 3 the daemon does not answer, or wrong usage.
+    """
+    answer = ask(path, "sessions", limit=limit)
+    if as_json:
+        _print_json(answer)
+        return
+    rows = [
+        (one["session"], one["stage"], f"{one['bytes']['forward']:,}", one["listen"], one["connect"], "")
+        for one in answer["running"]
+    ]
+    rows += [
+        (one["session"], one["outcome"], "", one["listen"], one["connect"], one["reason"]) for one in answer["ended"]
+    ]
+    write_out(_table(("session", "state", "bytes", "from", "to", "reason"), rows) if rows else "no sessions\n")
+
+
+@click.command()
+@click.argument("session", metavar="ID")
+@_asking
+def show(session: str, path: Path, as_json: bool) -> None:
+    """Tell all about one migration: its report, or how far it is.
+
+    Exit status: 0 it is told; 2 a bug of qmpfilter; 3 there is none, the daemon does not answer, or wrong usage.
+    """
+    answer = ask(path, "show", session=session)
+    told = answer.get("report") or answer["running"]
+    if as_json:
+        _print_json(told)
+    else:
+        write_out("".join(f"{line}\n" for line in _outline(told)))
+
+
+@click.command()
+@click.argument("listen", metavar="LISTEN")
+@click.argument("connect", metavar="CONNECT")
+@click.option("--mode", type=click.Choice([one.value for one in Mode]), help="Another than the configuration's.")
+@click.option(
+    "--verdict", type=click.Choice([one.value for one in Enforcement]), help="Another than the configuration's."
+)
+@click.option(
+    "--host",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The destination's facts, as 'qmpfilter doctor --json' printed them there.",
+)
+@click.option("--accept", multiple=True, metavar="CODE", help="Accept this loss too; may be given again.")
+@_asking
+def start(
+    listen: str,
+    connect: str,
+    path: Path,
+    as_json: bool,
+    accept: tuple[str, ...],
+    host: Path | None,
+    **other: str | None,
+) -> None:
+    """Let the daemon relay one migration, in a process of its own: as 'qmpfilter relay', and returns when it listens.
+
+    With port 0 in LISTEN any free one is taken, and told.
+
+    Exit status: 0 it listens; 2 a bug of qmpfilter; 3 it cannot, the daemon does not answer, or wrong usage.
+    """
+    what: dict[str, Any] = {name: value for name, value in other.items() if value is not None}
+    if host is not None:
+        what["host"] = HostFacts.from_json(host.read_bytes()).to_json()
+    answer = ask(path, "relay", listen=_absolute(listen), connect=_absolute(connect), accept=list(accept), **what)
+    if as_json:
+        _print_json(answer)
+    else:
+        write_out(f"{answer['session']} waits at {answer['listen']}\n")
+
+
+@click.command()
+@click.argument("session", metavar="ID")
+@_asking
+def stop(session: str, path: Path, as_json: bool) -> None:
+    """Ask a migration to end: before the commit point the guest stays at the source, after it nothing changes.
+
+    Exit status: 0 it was asked; 2 a bug of qmpfilter; 3 it does not run, the daemon does not answer, or wrong usage.
+    """
+    answer = ask(path, "stop", session=session)
+    if as_json:
+        _print_json(answer)
+    else:
+        write_out(f"{session} was asked to stop; 'qmpfilter show {session}' tells how it ended\n")
+
+
+def _absolute(address: str) -> str:
+    """The daemon's working directory is another."""
+    kind, _, rest = address.partition(":")
+    return f"unix:{Path(rest).absolute()}" if kind == "unix" and rest else address
+
+
+def _print_json(answer: Mapping[str, Any]) -> None:
+    write_out(json.dumps(answer, indent=1) + "\n")
+
+
+def _outline(value: Mapping[str, Any], indent: str = "") -> list[str]:
+    """A report as indented text: what is empty is left out."""
+    lines: list[str] = []
+    for key, inner in value.items():
+        name = key.replace("_", " ")
+        if isinstance(inner, Mapping):
+            lines += _part(indent, name, _outline(inner, f"{indent}  "))
+        elif isinstance(inner, list) and any(isinstance(one, Mapping) for one in inner):
+            parts = [_outline(one, f"{indent}  ") for one in inner]
+            lines += [line for part in parts for line in _part(indent, name, part)]
+        elif isinstance(inner, list):
+            lines += [f"{indent}{name}: {', '.join(map(str, inner))}"] if inner else []
+        elif inner not in (None, ""):
+            lines.append(f"{indent}{name}: {inner}")
+    return lines
+
+
+def _part(indent: str, name: str, inner: list[str]) -> list[str]:
+    return [f"{indent}{name}:", *inner] if inner else []
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    # Imported here: rich is not needed for JSON.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in titles:
+        table.add_column(title, justify="right" if title == "bytes" else "left", no_wrap=title == "session")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    out = StringIO()
+    Console(file=out, width=shutil.get_terminal_size((_WIDTH, 0)).columns, no_color=True, highlight=False).print(
+        table
+    )
+    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The daemon's configuration: TOML, every key with a default, nothing accepted that is not understood.
+
+``FILE`` is read first, then ``FILE.d/*.toml`` in the order of their names; a later value replaces an earlier one.
+``examples/qmpfilter.toml`` shows every key with its default.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from qmpfilter.errors import HostError, PolicyError
+from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
+from qmpfilter.relay.limits import Waits
+from qmpfilter.verdict.facts import HostFacts
+
+__all__ = ["DEFAULT", "Config", "Keep", "checked", "load"]
+
+DEFAULT: Final = Path("/etc/qmpfilter/qmpfilter.toml")
+"""Read if no other file is named; it may be missing."""
+
+# Seconds that no wait exceeds: a year, so that all of it is a number that select(2) takes.
+_LONGEST: Final = 366 * 86400.0
+_MOST_SESSIONS: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Which reports of ended sessions are kept.
+
+    :param days: younger ones
+    :param count: the newest so many
+    """
+
+    days: float = 90.0
+    count: int = 10000
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What the daemon was told.
+
+    :param runtime: control socket, lock, kill switch, and what running sessions write; on a file system in memory
+    :param state: reports
+    :param policy: of sessions whose starter asks for nothing else
+    :param waits: deadlines of every session
+    :param keep: which reports are kept
+    :param most_sessions: that run at once
+    :param drain: seconds for which running sessions are waited for after SIGTERM
+    :param files: what was read
+    """
+
+    runtime: Path = Path("/run/qmpfilter")
+    state: Path = Path("/var/lib/qmpfilter")
+    policy: Policy = field(default_factory=Policy)
+    waits: Waits = field(default_factory=Waits)
+    keep: Keep = field(default_factory=Keep)
+    most_sessions: int = 64
+    drain: float = 30.0
+    files: tuple[Path, ...] = ()
+
+    @property
+    def socket(self) -> Path:
+        """Where the daemon is spoken to."""
+        return self.runtime / "control.sock"
+
+    @property
+    def kill_switch(self) -> Path:
+        """While this file exists, everything passes as it is."""
+        return self.runtime / "off"
+
+
+class _WrongError(Exception):
+    """A value is not what its key asks for."""
+
+
+def _absolute(value: Any) -> Path:
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        raise _WrongError("an absolute path")
+    return Path(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _WrongError("true or false")
+    return value
+
+
+def _codes(value: Any) -> frozenset[str]:
+    if not isinstance(value, list) or not all(isinstance(code, str) and code for code in value):
+        raise _WrongError("a list of codes of losses")
+    return frozenset(value)
+
+
+def _one_of(kind: type[Mode] | type[Enforcement]) -> Callable[[Any], Any]:
+    def read(value: Any) -> Any:
+        if value not in [one.value for one in kind]:
+            raise _WrongError(f"one of {', '.join(one.value for one in kind)}")
+        return kind(value)
+
+    return read
+
+
+def _seconds(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LONGEST:
+        raise _WrongError("seconds, more than 0 and at most a year")
+    return float(value)
+
+
+def _span(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise _WrongError("a number that is 0 or more")
+    return float(value)
+
+
+def _count(least: int, most: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise _WrongError(f"a whole number from {least} to {most}")
+        return value
+
+    return read
+
+
+_KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "runtime_directory": _absolute,
+    "state_directory": _absolute,
+    "mode": _one_of(Mode),
+    "verdict": _one_of(Enforcement),
+    "accept": _codes,
+    "host": _absolute,
+    "allow_no_return_path": _flag,
+    "max_sessions": _count(1, _MOST_SESSIONS),
+    "drain": _span,
+    **{f"deadlines.{one.name}": _seconds for one in fields(Waits)},
+    "reports.keep_days": _span,
+    "reports.keep_count": _count(0, 1 << 31),
+}
+_TABLES: Final = frozenset(key.partition(".")[0] for key in _KEYS if "." in key)
+
+
+def load(path: Path | None = None) -> Config:
+    """The configuration of a file and of its drop-in directory.
+
+    :param path: None for :data:`DEFAULT`, if there is one
+    :raises HostError: a file cannot be read or holds what is not understood; says which file and which key
+    """
+    file = path or DEFAULT
+    values: dict[str, Any] = {}
+    origin: dict[str, Path] = {}
+    # A file that was named has to be there.
+    files = [file] if path is not None or file.exists() else []
+    files += sorted(Path(f"{file}.d").glob("*.toml"))
+    for one in files:
+        read = _read(one)
+        values |= read
+        origin |= dict.fromkeys(read, one)
+    return Config(
+        runtime=values.get("runtime_directory", Config().runtime),
+        state=values.get("state_directory", Config().state),
+        policy=_policy(values, origin),
+        waits=Waits(**_of_table(values, "deadlines")),
+        keep=Keep(**{name.removeprefix("keep_"): value for name, value in _of_table(values, "reports").items()}),
+        most_sessions=values.get("max_sessions", Config().most_sessions),
+        drain=values.get("drain", Config().drain),
+        files=tuple(files),
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Checked values by full keys."""
+    try:
+        with path.open("rb") as file:
+            whole = tomllib.load(file)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HostError(f"{path}: no TOML: {error}") from error
+    flat: dict[str, Any] = {}
+    for name, value in whole.items():
+        if name in _TABLES and isinstance(value, dict):
+            flat |= {f"{name}.{key}": inner for key, inner in value.items()}
+        else:
+            flat[name] = value
+    return {key: checked(str(path), key, value) for key, value in flat.items()}
+
+
+def checked(where: str, key: str, value: Any) -> Any:
+    """A value as it is used, of a key that is written with its table: ``deadlines.tail``.
+
+    :raises HostError: there is no such key, or it cannot have this value; begins with `where`
+    """
+    if key in _TABLES:
+        raise HostError(f"{where}: {key}: expected a table, found {value!r}")
+    if key not in _KEYS:
+        raise HostError(f"{where}: {key}: no such key")
+    try:
+        return _KEYS[key](value)
+    except _WrongError as wrong:
+        raise HostError(f"{where}: {key}: expected {wrong}, found {value!r}") from None
+
+
+def _of_table(values: Mapping[str, Any], table: str) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{table}.")}
+
+
+def _policy(values: Mapping[str, Any], origin: Mapping[str, Path]) -> Policy:
+    facts = HostFacts()
+    if "host" in values:
+        try:
+            facts = HostFacts.from_json(values["host"].read_bytes())
+        except (HostError, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) else error
+            raise HostError(f"{origin['host']}: host: {values['host']}: {why}") from error
+    try:
+        return Policy(
+            mode=values.get("mode", Mode.ANNEX),
+            enforcement=values.get("verdict", Enforcement.ENFORCE),
+            facts=facts,
+            accepted=LOST_ANYWAY | values.get("accept", frozenset()),
+            without_return_path=values.get("allow_no_return_path", False),
+        )
+    except PolicyError as error:
+        raise HostError(f"{origin['mode']}: mode: {error}") from error

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The daemon: its operations and its signals.
+
+SIGHUP reads the configuration again. SIGTERM and SIGINT begin no session any more, wait for those that run up to the
+configured time, and end the daemon; a second one ends it at once. Workers that still run then finish alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from qmpfilter import __version__
+from qmpfilter.daemon.config import Config, checked, load
+from qmpfilter.daemon.control import Control, Request
+from qmpfilter.daemon.reports import Reports
+from qmpfilter.daemon.roster import Roster, Wanted
+from qmpfilter.errors import HostError
+from qmpfilter.filter.policy import Enforcement, Mode, Policy
+from qmpfilter.relay.address import UnixAddress, parse_address, parse_destination
+from qmpfilter.verdict.facts import HostFacts
+
+__all__ = ["serve"]
+
+_log: Final = logging.getLogger(__name__)
+
+_ENDED: Final = 100
+_ENDED_KEYS: Final = ("session", "listen", "connect", "mode", "outcome", "reason")
+
+
+def serve(path: Path | None) -> None:
+    """Be the daemon until a signal ends it.
+
+    :param path: of the configuration; None for the default one
+    :raises HostError: the configuration or a directory is wrong, or another daemon uses the runtime directory
+    """
+    asyncio.run(_serve(path))
+
+
+async def _serve(path: Path | None) -> None:
+    config = load(path)
+    with _locked(config.runtime):
+        daemon = _Daemon(path, config)
+        await daemon.run()
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Two daemons do not share a runtime directory."""
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(f"{directory}: {error.strerror or error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise HostError(f"{directory}: another daemon uses it") from None
+    finally:
+        os.close(lock)
+
+
+class _Daemon:
+    """One daemon, from its lock to its end."""
+
+    def __init__(self, path: Path | None, config: Config) -> None:
+        self._path = path
+        self._config = config
+        self._began = datetime.now(UTC).isoformat(timespec="seconds")
+        reports = Reports(config.state / "sessions")
+        reports.prune(config.keep)
+        self._roster = Roster(config, reports)
+        self._stopping = asyncio.Event()
+        self._again = asyncio.Event()
+        operations = {
+            "status": self._status,
+            "sessions": self._sessions,
+            "show": self._show,
+            "stop": self._stop,
+            "relay": self._relay,
+            "reload": self._reload,
+            "off": self._off,
+            "on": self._on,
+        }
+        self._control = Control(str(config.socket), operations)
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._heed_end)
+        loop.add_signal_handler(signal.SIGHUP, self._heed_reload)
+        self._roster.adopt()
+        await self._control.start()
+        _log.info("qmpfilter %s answers at %s", __version__, self._config.socket)
+        try:
+            await self._stopping.wait()
+            await self._drain()
+        finally:
+            await self._control.close()
+            await self._roster.close()
+
+    # --- signals -------------------------------------------------------------------------------
+
+    def _heed_end(self) -> None:
+        (self._again if self._stopping.is_set() else self._stopping).set()
+
+    def _heed_reload(self) -> None:
+        try:
+            self._load()
+        except HostError as error:
+            _log.error("the configuration stays as it was: %s", error)
+
+    async def _drain(self) -> None:
+        """Wait for what runs; a second signal ends the wait."""
+        running = len(self._roster.sessions)
+        if running:
+            _log.info("waiting up to %g s for %d sessions", self._config.drain, running)
+        waits = [asyncio.create_task(one) for one in (self._roster.wait(self._config.drain), self._again.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        left = sorted(self._roster.sessions)
+        if left:
+            _log.warning("left to finish alone: %s", ", ".join(left))
+
+    def _load(self) -> Config:
+        """:raises HostError: the new configuration is wrong, or asks for what only a new daemon can do"""
+        config = load(self._path)
+        for what in ("runtime", "state"):
+            if getattr(config, what) != getattr(self._config, what):
+                raise HostError(f"{what}_directory cannot change while the daemon runs: restart it")
+        self._config = self._roster.config = config
+        _log.info("configuration read: %s", ", ".join(map(str, config.files)) or "defaults")
+        return config
+
+    # --- operations ----------------------------------------------------------------------------
+
+    async def _status(self, request: Request) -> dict[str, Any]:
+        request.end()
+        config = self._config
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "began": self._began,
+            "config": [str(file) for file in config.files],
+            "runtime": str(config.runtime),
+            "state": str(config.state),
+            "mode": config.policy.mode.value,
+            "verdict": config.policy.enforcement.value,
+            "max_sessions": config.most_sessions,
+            "running": len(self._roster.sessions),
+            "draining": self._stopping.is_set(),
+            "off": config.kill_switch.exists(),
+        }
+
+    async def _sessions(self, request: Request) -> dict[str, Any]:
+        limit = request.count("limit", _ENDED)
+        request.end()
+        ended = [{key: report.get(key) for key in _ENDED_KEYS} for report in islice(self._roster.ended(), limit)]
+        return {"running": [session.as_json() for session in self._roster.running()], "ended": ended}
+
+    async def _show(self, request: Request) -> dict[str, Any]:
+        name = request.text("session")
+        request.end()
+        for session in self._roster.running():
+            if session.origin.session == name:
+                return {"running": session.as_json()}
+        report = self._roster.report(name)
+        if report is None:
+            raise HostError(f"there is no session {name}")
+        return {"report": report}
+
+    async def _stop(self, request: Request) -> dict[str, Any]:
+        name = request.text("session")
+        request.end()
+        self._roster.stop(name)
+        return {}
+
+    async def _relay(self, request: Request) -> dict[str, Any]:
+        if self._stopping.is_set():
+            raise HostError("the daemon is about to end and begins no session")
+        session = await self._roster.start(_wanted(request, self._config))
+        return {"session": session.origin.session, "listen": session.origin.listen}
+
+    async def _reload(self, request: Request) -> dict[str, Any]:
+        request.end()
+        return {"config": [str(file) for file in self._load().files]}
+
+    async def _off(self, request: Request) -> dict[str, Any]:
+        request.end()
+        self._config.kill_switch.touch(mode=0o644)
+        return {"off": True}
+
+    async def _on(self, request: Request) -> dict[str, Any]:
+        request.end()
+        self._config.kill_switch.unlink(missing_ok=True)
+        return {"off": False}
+
+
+def _wanted(request: Request, config: Config) -> Wanted:
+    """:raises HostError: the request is wrong
+    :raises PolicyError: it contradicts itself
+    """
+    policy = config.policy
+    listen, connect = parse_address(request.text("listen")), parse_destination(request.text("connect"))
+    for address in (listen, connect):
+        if isinstance(address, UnixAddress) and not Path(address.path).is_absolute():
+            raise HostError(f"{address}: an absolute path was expected")
+    facts = request.object("host")
+    deadlines = request.object("deadlines") or {}
+    wanted = Wanted(
+        listen,
+        connect,
+        Policy(
+            mode=Mode(request.choice("mode", [one.value for one in Mode], policy.mode.value)),
+            enforcement=Enforcement(
+                request.choice("verdict", [one.value for one in Enforcement], policy.enforcement.value)
+            ),
+            facts=policy.facts if facts is None else HostFacts.from_json(json.dumps(facts)),
+            accepted=policy.accepted | set(request.texts("accept")),
+            without_return_path=request.flag("allow_no_return_path", policy.without_return_path),
+        ),
+        replace(
+            config.waits,
+            **{name: checked("the request", f"deadlines.{name}", value) for name, value in deadlines.items()},
+        ),
+    )
+    request.end()
+    return wanted

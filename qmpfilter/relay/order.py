@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a worker is told to do, once: frozen, so that no later change of the configuration reaches a migration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final, get_type_hints
+
+from qmpfilter.errors import BugError, PolicyError
+from qmpfilter.filter.policy import Enforcement, Mode, Policy
+from qmpfilter.relay.limits import Waits
+from qmpfilter.verdict.facts import HostFacts
+
+__all__ = ["FORMAT", "Order"]
+
+FORMAT: Final = 1
+"""A daemon and the workers that it starts may be of different versions while a package is upgraded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One migration.
+
+    :param session: its name
+    :param listen: where its source comes, for the report
+    :param destination: an address as :func:`~qmpfilter.relay.address.parse_destination` takes it
+    :param policy: what is done to the stream
+    :param waits: how long to wait for what
+    :param report: the file that tells how it ended
+    :param journal: a file that tells how far it is, one JSON object a line; on a file system in memory
+    :param kill_switch: while this file exists, everything passes as it is
+    """
+
+    session: str
+    listen: str
+    destination: str
+    policy: Policy
+    waits: Waits
+    report: Path
+    journal: Path
+    kill_switch: Path
+
+    def to_json(self) -> str:
+        """One line, without its end."""
+        whole: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
+        whole = {name: str(value) if isinstance(value, Path) else value for name, value in whole.items()}
+        whole["policy"] = {one.name: _plain(getattr(self.policy, one.name)) for one in fields(Policy)}
+        whole["waits"] = asdict(self.waits)
+        return json.dumps({"format": FORMAT, **whole})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Order:
+        """What :meth:`to_json` wrote.
+
+        :raises BugError: the text is no order, or one of another version
+        :raises PolicyError: the policy contradicts itself
+        """
+        try:
+            whole = json.loads(text)
+            if whole.pop("format") != FORMAT:
+                raise BugError("an order of another version of qmpfilter: restart the daemon")
+            types = get_type_hints(Policy)
+            policy = Policy(**{name: _READ[types[name]](value) for name, value in whole.pop("policy").items()})
+            waits = Waits(**whole.pop("waits"))
+            for one in _PATHS:
+                whole[one] = Path(whole[one])
+            return cls(policy=policy, waits=waits, **whole)
+        except PolicyError:
+            raise
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BugError(f"no order: {type(error).__name__}: {error}") from error
+
+
+_PATHS: Final = tuple(one.name for one in fields(Order) if one.type == Path.__name__)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, HostFacts):
+        return value.to_json()
+    return sorted(value) if isinstance(value, frozenset) else value
+
+
+_READ: Final[Mapping[Any, Callable[[Any], Any]]] = {
+    Mode: Mode,
+    Enforcement: Enforcement,
+    HostFacts: lambda value: HostFacts.from_json(json.dumps(value)),
+    frozenset[str]: frozenset,
+    bool: bool,
+}
+"""How the types of a policy's fields are read."""

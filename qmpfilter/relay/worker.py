@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``python -m qmpfilter.relay.worker FD``: one migration in a process of its own.
+
+FD is a stream socket to the daemon. The daemon sends one line, an :class:`~qmpfilter.relay.order.Order`, with the
+sockets of the migration (SCM_RIGHTS), and later perhaps ``{"op": "stop"}``. The worker sends lines back, JSON
+objects with an ``event``:
+
+- ``phase``: ``phase`` (:class:`~qmpfilter.relay.session.Phase`), once each; also appended to the journal
+- ``moved``: ``forward``, ``backward``, ``channels``, now and then while bytes pass
+- ``report``: ``report``, at the end; also written to the order's file
+- ``refused``: ``reason``; there was no order that could be carried out, and the worker ends
+
+Nothing ever waits for the daemon: what it does not read is dropped, and when it is gone the migration goes on. The
+phase ``committed`` is in the journal before the byte that commits is sent. SIGTERM and SIGINT are the same as
+``stop``; SIGHUP is nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from qmpfilter.errors import BugError, HostError, PolicyError
+from qmpfilter.filter.gate import Gate, Piece
+from qmpfilter.relay.address import parse_destination
+from qmpfilter.relay.deadline import Deadline
+from qmpfilter.relay.order import Order
+from qmpfilter.relay.relay import Relay
+from qmpfilter.relay.report import as_json
+from qmpfilter.relay.session import Phase
+from qmpfilter.saveimage.outfile import OutputFile
+
+__all__ = ["MOST_SOCKETS", "main"]
+
+MOST_SOCKETS: Final = 64
+
+_log: Final = logging.getLogger(__name__)
+
+_CHUNK: Final = 1 << 16
+_MOST: Final = 1 << 20
+_ORDER_SECONDS: Final = 30.0
+_LAST_WORDS_SECONDS: Final = 1.0
+_TICK: Final = 0.25
+
+
+class _Line:
+    """The line to the daemon: sends without waiting, from any thread, and keeps only so much."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._lock = threading.Lock()
+        self._unsent = bytearray()
+        self._unread = bytearray()
+        self.open = True
+
+    def receive_order(self) -> tuple[Order, list[socket.socket]]:
+        """The first line, and the sockets that came with it.
+
+        :raises HostError: there is none in time
+        :raises BugError: it is no order
+        """
+        deadline = Deadline(_ORDER_SECONDS, "waiting for the order")
+        descriptors: list[int] = []
+        while b"\n" not in self._unread:
+            self._end.settimeout(deadline.remaining())
+            data, more, _, _ = socket.recv_fds(self._end, _CHUNK, MOST_SOCKETS)
+            descriptors += more
+            if not data or len(self._unread) > _MOST:
+                raise BugError("the line ended before it held an order")
+            self._unread += data
+        self._end.setblocking(False)
+        text, _, rest = self._unread.partition(b"\n")
+        self._unread = bytearray(rest)
+        return Order.from_json(bytes(text)), [socket.socket(fileno=one) for one in descriptors]
+
+    def say(self, event: str, *, droppable: bool = False, **what: Any) -> None:
+        """Tell the daemon. What may be dropped is, when it has not read what was said before."""
+        with self._lock:
+            if not self.open or (droppable and self._unsent):
+                return
+            text = json.dumps({"event": event, **what}).encode() + b"\n"
+            if len(self._unsent) + len(text) <= _MOST:
+                self._unsent += text
+            self._flush()
+
+    def listen(self, seconds: float) -> list[Any]:
+        """What the daemon says within so many seconds."""
+        if not self.open:
+            time.sleep(seconds)
+            return []
+        with selectors.DefaultSelector() as selector:
+            waiting = selectors.EVENT_WRITE if self._unsent else 0
+            selector.register(self._end, selectors.EVENT_READ | waiting)
+            ready = selector.select(seconds)
+        with self._lock:
+            if any(mask & selectors.EVENT_WRITE for _, mask in ready):
+                self._flush()
+            return self._read() if any(mask & selectors.EVENT_READ for _, mask in ready) else []
+
+    def close(self) -> None:
+        """Get rid of the last words within a moment."""
+        late = time.monotonic() + _LAST_WORDS_SECONDS
+        while self.open and self._unsent and time.monotonic() < late:
+            self.listen(_TICK)
+        self._end.close()
+
+    def _read(self) -> list[Any]:
+        try:
+            data = self._end.recv(_CHUNK)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data or len(self._unread) > _MOST:
+            self.open = False
+            return []
+        self._unread += data
+        *lines, rest = self._unread.split(b"\n")
+        self._unread = bytearray(rest)
+        said = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                said.append(json.loads(line))
+        return said
+
+    def _flush(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: self._end.send(self._unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.open = False
+
+
+class _Journal:
+    """How far the migration is, for the daemon and for one that starts later: each phase once, and none after a
+    later one, whichever thread comes first."""
+
+    def __init__(self, order: Order, line: _Line) -> None:
+        self._line = line
+        self._lock = threading.Lock()
+        self._untold = list(Phase)
+        self._file = os.open(order.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def tell(self, phase: Phase, **more: Any) -> None:
+        """Unless it is over."""
+        with self._lock:
+            if phase not in self._untold:
+                return
+            del self._untold[: self._untold.index(phase) + 1]
+            event = {"phase": phase.value, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), **more}
+            try:
+                os.write(self._file, json.dumps(event).encode() + b"\n")
+            except OSError as error:
+                _log.warning("journal: %s", error.strerror or error)
+        self._line.say("phase", **event)
+
+
+class _Announcing(Gate):
+    """A gate that says when the commit point is about to pass."""
+
+    def __init__(self, order: Order, committing: Callable[[], None]) -> None:
+        super().__init__(order.policy, order.kill_switch.exists)
+        self._committing = committing
+
+    def receive_data(self, data: memoryview) -> Iterator[Piece]:
+        return self._announced(super().receive_data(data))
+
+    def receive_eof(self) -> Iterator[Piece]:
+        return self._announced(super().receive_eof())
+
+    def _announced(self, pieces: Iterator[Piece]) -> Iterator[Piece]:
+        for piece in pieces:
+            if piece.commit:
+                self._committing()
+            yield piece
+
+
+class _Worker:
+    """One order, carried out once."""
+
+    def __init__(self, order: Order, line: _Line) -> None:
+        self._order = order
+        self._line = line
+        self._journal = _Journal(order, line)
+        self._gate = _Announcing(order, lambda: self._journal.tell(Phase.COMMITTED))
+        self._relay = Relay(parse_destination(order.destination).connect, self._gate, order.waits)
+        self._over = threading.Event()
+        self._moved: tuple[int, int, int] = (0, 0, 0)
+
+    def run(self, sockets: list[socket.socket]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._relay.interrupt())
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self._journal.tell(Phase.WAITING)
+        attendant = threading.Thread(target=self._attend, name="attendant", daemon=True)
+        attendant.start()
+        try:
+            self._relay.run(sockets)
+        except Exception:
+            # The session has ended all the same, and its report says of what.
+            _log.exception("the relay")
+        self._over.set()
+        attendant.join()
+        self._report()
+
+    def _attend(self) -> None:
+        """Pass on what happens, and what the daemon wants."""
+        while not self._over.is_set():
+            for said in self._line.listen(_TICK):
+                if said == {"op": "stop"}:
+                    self._relay.stop(HostError("the operator stopped it"))
+            self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        phase = self._relay.session.phase
+        if phase in (Phase.STREAMING, Phase.COMMITTED):
+            self._journal.tell(phase)
+        channels = [channel.value for channel in self._relay.channels]
+        moved = (self._relay.forward, self._relay.backward, len(channels))
+        if moved != self._moved:
+            self._moved = moved
+            self._line.say("moved", droppable=True, forward=moved[0], backward=moved[1], channels=channels)
+
+    def _report(self) -> None:
+        order, session = self._order, self._relay.session
+        report = {
+            "session": order.session,
+            "listen": order.listen,
+            "connect": order.destination,
+            **as_json(self._relay, self._gate, order.policy),
+        }
+        try:
+            with OutputFile(str(order.report)) as file:
+                file.write(json.dumps(report, indent=1).encode() + b"\n")
+                file.commit()
+        except HostError as error:
+            _log.error("the report of %s could not be written: %s", order.session, error)
+        outcome = None if session.outcome is None else session.outcome.value
+        self._journal.tell(Phase.ENDED, outcome=outcome, reason=session.reason)
+        self._line.say("report", report=report)
+
+
+def main(arguments: list[str]) -> int:
+    """Take one order from the socket with that number, and carry it out."""
+    logging.basicConfig(format="%(asctime)s %(name)s: %(levelname)s: %(message)s", level=logging.INFO)
+    line = _Line(socket.socket(fileno=int(arguments[0])))
+    try:
+        order, sockets = line.receive_order()
+        worker = _Worker(order, line)
+    except (BugError, HostError, PolicyError, OSError) as error:
+        line.say("refused", reason=str(error))
+        line.close()
+        return 1
+    worker.run(sockets)
+    line.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
