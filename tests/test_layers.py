@@ -22,6 +22,7 @@ LAYERS = (
     ("filter",),
     ("inspect",),
     ("doctor", "selftest", "relay"),
+    ("qmp",),
     ("daemon",),
     ("cli",),
     ("__main__",),

@@ -35,6 +35,8 @@ _COMMANDS: Final = (
     "convert",
     "verdict",
     "relay",
+    "migrate",
+    "pipe",
     "doctor",
     "selftest",
     "run",

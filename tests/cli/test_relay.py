@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from qmpfilter.cli.main import main
-from qmpfilter.cli.relay import EXIT_STAYED, EXIT_VETOED
+from qmpfilter.cli.policy_options import EXIT_STAYED, EXIT_VETOED
 from qmpfilter.relay.session import SHUT_FAILED
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 from tests.helpers.fixtures import fixtures

@@ -12,7 +12,7 @@ from pathlib import Path
 from .emulator import EmulatedHost, Result
 
 # Imported by what runs inside of hosts, and pure Python.
-PACKAGES = ("qmpfilter", "construct", "click", "rich", "markdown_it", "mdurl", "pygments")
+PACKAGES = ("qmpfilter", "construct", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp")
 ZIP = "qmpfilter.zip"
 
 
@@ -26,8 +26,12 @@ def packed_package() -> bytes:
             assert spec is not None
             assert spec.origin is not None
             directory = Path(spec.origin).parent
+            above = name.split(".")[:-1]
+            for depth in range(len(above)):
+                # A namespace package is only found in a zip file where the directory itself is in it.
+                archive.mkdir("/".join(above[: depth + 1]))
             for file in sorted(directory.rglob("*.py")):
-                archive.write(file, file.relative_to(directory.parent))
+                archive.write(file, file.relative_to(directory.parents[len(above)]))
     return packed.getvalue()
 
 

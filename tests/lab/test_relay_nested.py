@@ -23,9 +23,10 @@ NO_NESTING = {"schema": "qmpfilter.host/1", "kvm": {"parameters": {"kvm_amd": {"
 
 
 class Way(NamedTuple):
-    """How the relay is called, and how often."""
+    """How the guest travels, and how often."""
 
     name: str
+    command: str = "relay"
     options: Sequence[str] = ()
     capabilities: Sequence[str] = ()
     parameters: Mapping[str, Any] = {}
@@ -37,11 +38,12 @@ class Way(NamedTuple):
 ANNEX = Way("annex", turns=2)
 WAYS = (
     ANNEX,
-    Way("observe", ("--mode", "observe")),
+    Way("observe", options=("--mode", "observe")),
     Way("postcopy", capabilities=("postcopy-ram",), parameters={"max_bandwidth": 2 << 20}),
     Way("multifd", capabilities=("multifd",), parameters={"multifd_channels": 2}),
     Way("xbzrle", capabilities=("xbzrle", "auto-converge")),
-    Way("veto", ("--host", "nowhere.json"), stays=True),
+    Way("veto", options=("--host", "nowhere.json"), stays=True),
+    Way("migrate", "migrate", turns=2),
 )
 
 
@@ -53,6 +55,7 @@ def travel(host: EmulatedHost, way: Way) -> dict[str, bytes]:
         "vcpus": way.vcpus,
         "capabilities": way.capabilities,
         "parameters": way.parameters,
+        "command": way.command,
         "options": way.options,
         "turns": way.turns,
         "stays": way.stays,
@@ -85,3 +88,11 @@ def test_way(emulated_host: EmulatedHost, way: Way) -> None:
         edited = [vcpu for vcpu in report["vcpus"] if vcpu["outcome"] == "converted"]
         assert edited
         assert report["edited_vcpus"] == (0 if way.name == "observe" else len(edited))
+        if way.command == "migrate":
+            # VMCB12s are read from the source's memory, so that nothing of them has to be guessed.
+            assert report["vmcb12_pages_read"] == len(edited)
+            assert (report["source"]["migration"]["status"], report["source"]["guest"]) == (
+                "completed",
+                "postmigrate",
+            )
+            assert report["source"]["problems"] == []

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Migrates the L1 guest through `qmpfilter relay`: ``python3 -m inhost.relayed SPEC.json``.
+"""Migrates the L1 guest through `qmpfilter relay` or by `qmpfilter migrate`: ``python3 -m inhost.relayed SPEC.json``.
 
 The specification has the guest's command line and symbols, the vCPUs' letters, migration capabilities, the
-relay's options, and how often to migrate. What reaches each destination is recorded. Leaves ``streamN`` and
+command and its options, and how often to migrate. What reaches each destination is recorded. Leaves ``streamN`` and
 ``reportN.json`` in the directory ``out``.
 """
 
@@ -22,6 +22,8 @@ from .relay import RecordingRelay
 from .waiting import wait_until
 
 SECONDS = 120.0
+TOUCHED = ("return-path", "events")
+"""Capabilities that `qmpfilter migrate` turns on at the source itself."""
 
 
 class Journey:
@@ -45,22 +47,33 @@ class Journey:
                     here = there
 
     def _machine(self, name: str, incoming: bool = False) -> Machine:
-        return Machine(self._directory, name, self._spec["arguments"], self._spec["symbols"]["contexts"], incoming)
+        # A QMP socket serves one client at a time.
+        second = ["-qmp", f"unix:{self._directory / name}.second,server=on,wait=off"]
+        arguments = [*self._spec["arguments"], *second]
+        return Machine(self._directory, name, arguments, self._spec["symbols"]["contexts"], incoming)
 
     def _migrate(self, source: Machine, destination: Machine, turn: int, out: Path) -> None:
         incoming, recorded, listen = (self._directory / f"{name}{turn}" for name in ("incoming", "recorded", "relay"))
+        over_qmp = self._spec["command"] == "migrate"
         for end in (source, destination):
-            end.configure([*self._spec["capabilities"], "return-path", "events"], self._spec["parameters"])
+            alone = over_qmp and end is source
+            end.configure([*self._spec["capabilities"], *([] if alone else TOUCHED)], self._spec["parameters"])
         destination.qmp.command("migrate-incoming", uri=f"unix:{incoming}")
         recorder = RecordingRelay(recorded, incoming, self._directory)
         report = out / f"report{turn}.json"
-        argv = ["relay", f"unix:{listen}", f"unix:{recorded}", "--report", str(report), *self._spec["options"]]
+        begin = (
+            ["migrate", "--qmp", f"{self._directory / source.name}.second"]
+            if over_qmp
+            else ["relay", f"unix:{listen}"]
+        )
+        argv = [*begin, f"unix:{recorded}", "--report", str(report), *self._spec["options"]]
         zipped = {"PYTHONPATH": str(self._directory / "qmpfilter.zip")}
         relay = subprocess.Popen([sys.executable, "-m", "qmpfilter", *argv], env=os.environ | zipped)
         try:
-            wait_until(listen.exists, SECONDS, "the relay's socket", 0.05)
             before = source.progress().rounds
-            source.qmp.command("migrate", uri=f"unix:{listen}")
+            if not over_qmp:
+                wait_until(listen.exists, SECONDS, "the relay's socket", 0.05)
+                source.qmp.command("migrate", uri=f"unix:{listen}")
             if "postcopy-ram" in self._spec["capabilities"]:
                 wait_until(lambda: _transferred(source) > 0, SECONDS, "the first page", 0.02)
                 source.qmp.command("migrate-start-postcopy")

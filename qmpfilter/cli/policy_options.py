@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The options and exit statuses of every command that carries out one migration."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
+from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.session import Outcome
+from qmpfilter.verdict.facts import HostFacts
+
+__all__ = ["EXIT_IN_DOUBT", "EXIT_STAYED", "EXIT_VETOED", "KILL_SWITCH", "STATUS", "Choices", "policy_options"]
+
+EXIT_VETOED: Final = 4
+EXIT_IN_DOUBT: Final = 5
+EXIT_STAYED: Final = 6
+STATUS: Final[Mapping[Outcome, int]] = {
+    Outcome.COMPLETED: 0,
+    Outcome.SENT: 0,
+    Outcome.VETOED: EXIT_VETOED,
+    Outcome.IN_DOUBT: EXIT_IN_DOUBT,
+    Outcome.REFUSED: EXIT_STAYED,
+    Outcome.FAILED: EXIT_STAYED,
+    Outcome.CANCELLED: EXIT_STAYED,
+}
+KILL_SWITCH: Final = Path("/run/qmpfilter/off")
+_NAMES: Final = tuple(field.name for field in fields(Waits))
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What the options say.
+
+    :param report: where to write what happened
+    """
+
+    policy: Policy
+    waits: Waits
+    report: Path | None
+
+    def write_report(self, told: Mapping[str, Any]) -> None:
+        """All of the file or nothing, for its owner alone; nothing if none was asked for. The migration is over,
+        and a report that cannot be written changes nothing of how it ended: that is said and no more."""
+        if self.report is None:
+            return
+        scratch = self.report.with_name(f".{self.report.name}.{os.getpid()}")
+        try:
+            with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
+                file.write(json.dumps(told, indent=1) + "\n")
+            scratch.replace(self.report)
+        except OSError as error:
+            print(f"qmpfilter: the report could not be written: {error}", file=sys.stderr)
+
+
+_OPTIONS: Final = (
+    click.option(
+        "--mode",
+        type=click.Choice([mode.value for mode in Mode]),
+        default=Mode.ANNEX.value,
+        show_default=True,
+        help="What is done to the stream.",
+    ),
+    click.option(
+        "--verdict",
+        "enforcement",
+        type=click.Choice([one.value for one in Enforcement]),
+        default=Enforcement.ENFORCE.value,
+        show_default=True,
+        help="What follows when the destination would refuse the guest's state, or lose some of it.",
+    ),
+    click.option(
+        "--host",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="The destination's facts, as 'qmpfilter doctor --json' printed them there.",
+    ),
+    click.option("--accept", multiple=True, metavar="CODE", help="Accept this loss too; may be given again."),
+    click.option(
+        "--allow-no-return-path", is_flag=True, help="Serve a source that does not wait for the destination's word."
+    ),
+    click.option(
+        "--deadline",
+        "deadlines",
+        multiple=True,
+        metavar="NAME=SECONDS",
+        help=f"Another deadline than the default: {', '.join(_NAMES)}. May be given again.",
+    ),
+    click.option(
+        "--report",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="Write what happened there, as JSON.",
+    ),
+)
+
+
+def policy_options(defaults: Waits | None = None) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command the options, and what they say as its parameter `choices`. The innermost decorator.
+
+    :param defaults: deadlines of this command
+    """
+    usual = Waits() if defaults is None else defaults
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(command)
+        def chosen(
+            *,
+            mode: str,
+            enforcement: str,
+            host: Path | None,
+            accept: tuple[str, ...],
+            allow_no_return_path: bool,
+            deadlines: tuple[str, ...],
+            report: Path | None,
+            **others: Any,
+        ) -> int:
+            policy = Policy(
+                mode=Mode(mode),
+                enforcement=Enforcement(enforcement),
+                facts=HostFacts() if host is None else HostFacts.from_json(host.read_text(encoding="utf-8")),
+                accepted=LOST_ANYWAY | set(accept),
+                without_return_path=allow_no_return_path,
+            )
+            return command(choices=Choices(policy, replace(usual, **_seconds(deadlines)), report), **others)
+
+        result: Callable[..., int] = chosen
+        for option in reversed(_OPTIONS):
+            result = option(result)
+        return result
+
+    return decorate
+
+
+def _seconds(deadlines: tuple[str, ...]) -> dict[str, float]:
+    given = {}
+    for text in deadlines:
+        name, _, seconds = text.partition("=")
+        try:
+            given[name] = float(seconds)
+        except ValueError:
+            raise click.UsageError(f"--deadline {text}: NAME=SECONDS is needed") from None
+        if name not in _NAMES or not 0 < given[name] < float("inf"):
+            raise click.UsageError(f"--deadline {text}: one of {', '.join(_NAMES)}, with more than 0 seconds")
+    return given

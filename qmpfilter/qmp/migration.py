@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One migration from the first question to the last: QEMU's stream is handed to a relay, both QEMUs are followed.
+
+The relay runs in a thread of its own and needs nobody: whatever QMP does, the stream goes on, and who runs the guest
+is decided by the relay's session alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import socket
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from qmpfilter.errors import BugError, DeadlineError, HostError
+from qmpfilter.filter.gate import Gate
+from qmpfilter.filter.policy import Policy
+from qmpfilter.qmp.destination import Destination
+from qmpfilter.qmp.endpoint import Endpoint
+from qmpfilter.qmp.source import Source
+from qmpfilter.qmp.whereabouts import Whereabouts, whereabouts
+from qmpfilter.relay.address import TcpAddress, UnixAddress, widen
+from qmpfilter.relay.deadline import Deadline
+from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.relay import Relay
+from qmpfilter.relay.report import as_json
+from qmpfilter.relay.session import Outcome, Phase
+
+__all__ = ["MEMORY_SECONDS", "Migration"]
+
+MEMORY_SECONDS: Final = 5.0
+"""For VMCB12 pages, while the guest stands still; a migration goes on without them."""
+
+_WATCH_SECONDS: Final = 0.1
+_DELIVERED: Final = (Outcome.COMPLETED, Outcome.SENT)
+_Value = TypeVar("_Value")
+
+
+class Migration:
+    """A migration that is carried out once.
+
+    :param source: not connected yet
+    :param target: an address at which a destination waits, or a destination that is not connected yet
+    :param is_off: the kill switch, see :class:`~qmpfilter.filter.gate.Gate`
+    :param read_memory: VMCB12 pages are read from the source where the stream leaves something to be guessed
+    :ivar gate: what looks into it
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        target: TcpAddress | UnixAddress | Destination,
+        policy: Policy,
+        waits: Waits,
+        *,
+        is_off: Callable[[], bool] = lambda: False,
+        read_memory: bool = True,
+    ) -> None:
+        self.source = source
+        self.destination = target if isinstance(target, Destination) else None
+        self.gate = Gate(policy, is_off, self._read_memory if read_memory else None)
+        self._target = self._connect if isinstance(target, Destination) else target.connect
+        self._waits = waits
+        self._relay: Relay | None = None
+        self._policy = policy
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._cancelled = False
+        self._main: asyncio.Task[Any] | None = None
+
+    @property
+    def relay(self) -> Relay:
+        """What passes the stream on, once the migration was begun."""
+        if self._relay is None:
+            raise BugError("the migration was not begun")
+        return self._relay
+
+    @property
+    def ends(self) -> tuple[Endpoint, ...]:
+        """The QEMUs that are spoken with."""
+        return (self.source,) if self.destination is None else (self.source, self.destination)
+
+    @property
+    def whereabouts(self) -> Whereabouts:
+        """Who has the guest, where both QEMUs were asked in the end."""
+        return Whereabouts.UNKNOWN if self.destination is None else whereabouts(self.source, self.destination)
+
+    @property
+    def committed(self) -> bool:
+        """The destination may run the guest: nothing ends the migration any more."""
+        return self._relay is not None and "committed" in self._relay.moments
+
+    async def run(self) -> Outcome:
+        """Carry it out.
+
+        :raises PolicyError: a QEMU is set up in a way that forbids it; nothing was changed
+        :raises HostError: it could not be begun; nothing stays changed
+        :raises asyncio.CancelledError: :meth:`interrupt` came before it was begun
+        """
+        self._loop = asyncio.get_running_loop()
+        self._main = asyncio.current_task()
+        try:
+            ours = await self._begin()
+            outcome = await self._relayed(ours)
+            await self._settle(outcome)
+            return outcome
+        finally:
+            for end in self.ends:
+                await end.close()
+
+    def interrupt(self) -> None:
+        """End it, unless its commit point has passed; in the loop that runs it."""
+        if self._relay is None:
+            if self._main is not None:
+                self._main.cancel()
+            return
+        self._relay.stop(HostError("the operator stopped it"))
+
+    def report(self) -> dict[str, Any]:
+        """For :func:`json.dumps`: the relay's report, and what both QEMUs said."""
+        return {
+            **as_json(self.relay, self.gate, self._policy),
+            "source": self.source.as_json(),
+            "destination": None if self.destination is None else self.destination.as_json(),
+            "guest_at": self.whereabouts.value,
+        }
+
+    # --- before --------------------------------------------------------------------------------
+
+    async def _begin(self) -> socket.socket:
+        """Both QEMUs prepared, the source migrating on a socket; returns the other end."""
+        await self.source.connect()
+        await self.source.check()
+        if self.destination is not None:
+            await self.destination.connect()
+            await self.destination.check()
+        ours, theirs = socket.socketpair()
+        try:
+            if self.destination is not None:
+                await self.destination.prepare(self.source.wanted())
+            if self.source.wanted().get("return-path"):
+                # Without one little may lie in buffers, see Relay.
+                widen(theirs)
+            await self.source.start(theirs)
+        except BaseException:
+            ours.close()
+            theirs.close()
+            for end in self.ends:
+                await end.restore()
+            raise
+        return ours
+
+    # --- during --------------------------------------------------------------------------------
+
+    async def _relayed(self, ours: socket.socket) -> Outcome:
+        over = asyncio.Event()
+        followers = [asyncio.create_task(end.follow(over)) for end in self.ends]
+        self._relay = Relay(self._target, self.gate, self._waits)
+        relaying = asyncio.create_task(asyncio.to_thread(self._relay.run, [ours]))
+        try:
+            while not relaying.done():
+                await asyncio.wait((relaying,), timeout=_WATCH_SECONDS)
+                await self._cancel_if_ended()
+            return relaying.result()
+        finally:
+            over.set()
+            for follower in followers:
+                follower.cancel()
+            await asyncio.gather(*followers, return_exceptions=True)
+
+    async def _cancel_if_ended(self) -> None:
+        """Tell a source whose relay has given up: one that is in the midst of memory would not look at its
+        connection, and one that is to pause before the switch-over at nothing.
+
+        Only what the relay has ended, so that nothing of it will pass, and only before the commit point.
+        """
+        if self._cancelled or self.committed or self.relay.session.phase is not Phase.ENDED:
+            return
+        with contextlib.suppress(HostError):
+            await self.source.cancel()
+            self._cancelled = True
+
+    def _connect(self, deadline: Deadline, _source: socket.socket) -> socket.socket:
+        """For the relay, from a thread of its own."""
+        assert self.destination is not None
+        return self._wait(self.destination.open(), deadline.remaining(), deadline.what)
+
+    def _read_memory(self, addresses: Sequence[int]) -> Mapping[int, bytes]:
+        """For the gate, from a thread of the relay."""
+        return self._wait(self.source.read_pages(addresses), MEMORY_SECONDS, "reading guest memory")
+
+    def _wait(self, work: Coroutine[Any, Any, _Value], seconds: float, what: str) -> _Value:
+        assert self._loop is not None
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(seconds)
+        except (TimeoutError, concurrent.futures.CancelledError) as error:
+            future.cancel()
+            raise DeadlineError(f"{what} took longer than {seconds:g} s") from error
+
+    # --- after ---------------------------------------------------------------------------------
+
+    async def _settle(self, outcome: Outcome) -> None:
+        """Hear what became of it from both QEMUs, and leave them as they were where that means anything."""
+        stayed = outcome not in _DELIVERED and outcome is not Outcome.IN_DOUBT
+        await asyncio.gather(
+            self.source.settle_back() if stayed else self.source.settle(),
+            *([] if self.destination is None else [self.destination.settle()]),
+        )
+        if self.destination is not None:
+            await self.destination.restore()
