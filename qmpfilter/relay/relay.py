@@ -362,16 +362,15 @@ class Relay:
         """
         if not self.session.return_path:
             return
-        deadline = Deadline(self._waits.linger + self._waits.idle, "the end of the migration")
+        # Until it has ended the backward thread has deadlines of its own.
+        deadline: Deadline | None = None
         with contextlib.suppress(OSError, HostError):
             while True:
-                ended = self.session.phase is Phase.ENDED
-                source.settimeout(min(deadline.remaining(), self._waits.linger) if ended else _SILENCE)
-                try:
+                if deadline is None and self.session.phase is Phase.ENDED:
+                    deadline = Deadline(self._waits.linger, "the end of the migration")
+                source.settimeout(_SILENCE if deadline is None else deadline.remaining())
+                with contextlib.suppress(TimeoutError):
                     if not source.recv_into(buffer):
-                        return
-                except TimeoutError:
-                    if ended:
                         return
 
     # --- destination to source -----------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import socket
 import threading
@@ -401,3 +402,18 @@ def test_switched_off_everything_passes(tmp_path: Path, first: bytes) -> None:
         source.close()
         assert made.outcome() is not None
     assert gate.switched_off
+
+
+def test_a_source_that_goes_on_sending_is_not_listened_to_for_ever(tmp_path: Path) -> None:
+    made = Rig(tmp_path, Marked(), replace(QUICK, linger=0.3, idle=60))
+    with made.stack:
+        source = made.dial(RAM[:100])
+        made.destination()
+        made.relay.stop(PolicyError("enough"))
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < SECONDS:
+                source.sendall(bytes(1000))
+                time.sleep(0.01)
+        assert time.monotonic() - began < SECONDS / 2
+        assert made.outcome() is Outcome.FAILED
