@@ -110,7 +110,7 @@ def _as_lines(name: str, end: Endpoint) -> list[str]:
     migration = info.status or "not begun"
     if info.error:
         migration += f" ({info.error})"
-    if info.status == "completed" and info.total_time:
+    if info.completed and info.total_time:
         migration += f" in {info.total_time} ms, guest stopped for {info.downtime} ms"
     guest = "gone" if end.gone else end.guest or "not known"
     first = f"{name}, QEMU {end.version}: migration {migration}; guest {guest}"

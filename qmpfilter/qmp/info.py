@@ -13,7 +13,8 @@ from typing import Any, Final
 
 __all__ = ["MigrationInfo", "Moment"]
 
-_OVER: Final = ("completed", "failed", "cancelled")
+_COMPLETED: Final = "completed"
+_OVER: Final = (_COMPLETED, "failed", "cancelled")
 _NOT_BEGUN: Final = ("", "none")
 # The migration's own unit: a megabit is 10**6 bits (migration.c, migration_update_counters).
 _BITS: Final = 1_000_000
@@ -78,6 +79,11 @@ class MigrationInfo:
     def over(self) -> bool:
         """Nothing more will change; words that are not known are of something that goes on."""
         return self.status in _OVER
+
+    @property
+    def completed(self) -> bool:
+        """The guest was given away, or has arrived."""
+        return self.status == _COMPLETED
 
     @property
     def active(self) -> bool:

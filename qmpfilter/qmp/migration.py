@@ -208,5 +208,7 @@ class Migration:
             self.source.settle_back() if stayed else self.source.settle(),
             *([] if self.destination is None else [self.destination.settle()]),
         )
+        if not self.source.info.completed:
+            await self.source.restore()
         if self.destination is not None:
             await self.destination.restore()

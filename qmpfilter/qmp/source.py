@@ -74,7 +74,7 @@ class Source(Endpoint):
         return pages
 
     async def settle_back(self) -> None:
-        """The migration came to nothing: wait until the guest is as it was before, and the settings too."""
+        """The migration came to nothing: wait until the guest is as it was before."""
         await self.settle()
         try:
             async with asyncio.timeout(_RUNNING_SECONDS):
@@ -85,7 +85,6 @@ class Source(Endpoint):
             self.problems.append(f"the guest was {self.before} before the migration and now is {self.guest}")
         except HostError as error:
             self.problems.append(str(error))
-        await self.restore()
 
     async def _check_stopped(self) -> None:
         await self.ask_guest()

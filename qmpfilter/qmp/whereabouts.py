@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 from qmpfilter.qmp.endpoint import Endpoint
 
 __all__ = ["Whereabouts", "whereabouts"]
 
-_LEFT = "postmigrate"
-_ARRIVED = "completed"
+_LEFT: Final = "postmigrate"
 
 
 class Whereabouts(enum.Enum):
@@ -27,7 +27,7 @@ class Whereabouts(enum.Enum):
 
 def whereabouts(source: Endpoint, destination: Endpoint) -> Whereabouts:
     """Of a migration that is over, from what the two said last."""
-    arrived = not destination.gone and destination.info.status == _ARRIVED
+    arrived = not destination.gone and destination.info.completed
     if arrived and destination.runs and source.runs:
         return Whereabouts.BOTH
     if arrived and (source.gone or source.guest == _LEFT):
