@@ -43,7 +43,7 @@ WAYS = (
     Way("multifd", capabilities=("multifd",), parameters={"multifd_channels": 2}),
     Way("xbzrle", capabilities=("xbzrle", "auto-converge")),
     Way("veto", options=("--host", "nowhere.json"), stays=True),
-    Way("migrate", "migrate", turns=2),
+    Way("migrate", "migrate"),
 )
 
 
