@@ -30,12 +30,14 @@ def described(vmdesc: VmDescription, sections: Sequence[DeviceSection], offset: 
     """The text after edits.
 
     :param vmdesc: what the stream's own says
-    :param sections: those that were edited, as they are now
+    :param sections: those that an edit divided differently, as they are now
     :param offset: where the text stands in the stream, for errors
     :returns: the same text where no section's layout has changed
     :raises UnsupportedError: the text does not have the shape in which QEMU writes it
     :raises BugError: the new text does not describe the edited sections
     """
+    if not sections:
+        return vmdesc.text
     devices = {(device.name, device.instance_id): device for device in vmdesc.devices}
     splices: list[Splice] = []
     for section in sections:
@@ -91,6 +93,8 @@ def _verify(old: VmDescription, text: bytes, sections: Sequence[DeviceSection]) 
             check_against_vmdesc(section, devices[section.idstr, section.instance_id])
     except StreamError as error:
         raise BugError(f"the edited vmdesc does not describe the edited stream: {error}") from error
+    if new is old:
+        return
     edited = {(section.idstr, section.instance_id) for section in sections}
     for before, after in zip(old.devices, new.devices, strict=True):
         key = (after.name, after.instance_id)

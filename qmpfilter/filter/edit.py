@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from qmpfilter.errors import BugError, StreamError, UnsupportedError
 from qmpfilter.filter.carrier import Carried, carried
+from qmpfilter.svm.legacy import LegacyState
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.wire import cpu
 from qmpfilter.wire.events import DelimitedBy, DeviceSection
@@ -23,7 +25,8 @@ from qmpfilter.wire.vmsd import Subsection, SubsectionAt, header_size
 
 __all__ = ["Edit", "edited"]
 
-_CHILDREN = (cpu.NESTED_STATE_SVM, cpu.NESTED_STATE_SVM2)
+_CHILDREN: Final = (cpu.NESTED_STATE_SVM, cpu.NESTED_STATE_SVM2)
+_SIZES: Final = tuple([(child.name, child.layout.size)] for child in _CHILDREN)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -50,6 +53,9 @@ def edited(section: DeviceSection, edit: Edit) -> DeviceSection:
     :raises BugError: the result does not say what was intended
     """
     nested = _nested_state(section)
+    same_length = _in_place(section, nested, edit)
+    if same_length is not None:
+        return same_length
     body, old_child = section.body, nested.children[0]
     header, child = edit.payloads[cpu.NESTED_STATE.name], edit.payloads[edit.child.name]
     child_header = subsection_header(edit.child.name, edit.child.version)
@@ -83,6 +89,63 @@ def edited(section: DeviceSection, edit: Edit) -> DeviceSection:
     return result
 
 
+def _in_place(section: DeviceSection, nested: SubsectionAt, edit: Edit) -> DeviceSection | None:
+    """The section with an edit that changes no length, so that it is divided as it was; None for another edit.
+
+    Nothing then has to be divided again: outside of the new stretches each byte is the original's, and only what
+    they mean is read.
+
+    :raises BugError: the result does not say what was intended
+    """
+    (child,) = nested.children
+    original = section.raw
+    if original[child.start : child.payload] != subsection_header(edit.child.name, edit.child.version):
+        return None
+    splices = [Splice(section.body, section.body + cpu.BLOCK.size, edit.block)]
+    for at in _every(section.subsections):
+        new = edit.payloads.get(at.name)
+        if new is not None:
+            splices.append(Splice(at.payload, at.payload + at.payload_size, new))
+    if len(splices) != 1 + len(edit.payloads) or any(len(one.new) != one.end - one.start for one in splices):
+        return None
+    raw = splice(original, splices)
+    done = 0
+    for one in splices:
+        if raw[done : one.start] != original[done : one.start] or raw[one.start : one.end] != one.new:
+            raise BugError(f"{_where(section)} holds other bytes than intended")
+        done = one.end
+    if raw[done:] != original[done:]:
+        raise BugError(f"{_where(section)} holds other bytes than intended")
+    _verify_meaning(section, raw[nested.payload : child.start], raw[child.payload : child.end], edit)
+    return DeviceSection(
+        section.offset,
+        raw,
+        section.section_id,
+        section.idstr,
+        section.instance_id,
+        section.version_id,
+        section.body,
+        section.body_end,
+        section.delimited_by,
+        section.subsections,
+    )
+
+
+def _verify_meaning(section: DeviceSection, header: bytes, child: bytes, edit: Edit) -> None:
+    payloads = {cpu.NESTED_STATE.name: header, edit.child.name: child}
+    nested = LegacyState.from_subsections(header, child if edit.child is cpu.NESTED_STATE_SVM else None)
+    try:
+        means = carried(CpuSection(section.instance_id, edit.block, payloads, nested, vmx=False))
+    except StreamError as error:
+        raise BugError(f"{_where(section)} cannot be read: {error}") from error
+    if means != edit.means:
+        raise BugError(f"{_where(section)} means something else than intended")
+
+
+def _where(section: DeviceSection) -> str:
+    return f"vCPU {section.instance_id}: the edited section"
+
+
 def _nested_state(section: DeviceSection) -> SubsectionAt:
     """``cpu/nested_state``, known to hold nothing but its fields and one child of SVM."""
     if section.delimited_by is DelimitedBy.FOOTER:
@@ -94,9 +157,7 @@ def _nested_state(section: DeviceSection) -> SubsectionAt:
     if nested is None:
         raise BugError(f"an edit of a `cpu` section without {cpu.NESTED_STATE.name}")
     sizes = [(at.name, at.end - at.payload) for at in nested.children]
-    if nested.payload_size != cpu.NESTED_STATE.layout.size or sizes not in [
-        [(child.name, child.layout.size)] for child in _CHILDREN
-    ]:
+    if nested.payload_size != cpu.NESTED_STATE.layout.size or sizes not in _SIZES:
         raise UnsupportedError(
             section.offset + nested.start,
             f"{cpu.NESTED_STATE.name} with one child of SVM",
@@ -118,7 +179,7 @@ def _moved(at: SubsectionAt, by: int) -> SubsectionAt:
 
 def _verify(original: DeviceSection, result: DeviceSection, edit: Edit) -> None:
     """:raises BugError: the result, read like any input, is not what was intended"""
-    where = f"vCPU {original.instance_id}: the edited section"
+    where = _where(original)
     raw = result.raw
     if raw[: result.body] != original.raw[: original.body] or raw[result.body_end :] != footer(result.section_id):
         raise BugError(f"{where} has another header or footer")

@@ -18,7 +18,7 @@ from qmpfilter.filter.policy import Enforcement, Mode, Policy, objections
 from qmpfilter.filter.rewriter import Rewriter, VcpuReport
 from qmpfilter.svm.legacy import FORMAT_SVM
 from qmpfilter.svm.section import CpuSection
-from qmpfilter.verdict.judge import Verdict, judge
+from qmpfilter.verdict.judge import Verdict, judge_section
 from qmpfilter.wire import cpu
 from qmpfilter.wire.events import (
     CommandReceived,
@@ -105,6 +105,8 @@ class Gate:
         self._told = 0
         self._given = 0
         self._rest = bytearray()
+        self._committed = False
+        self._tail: tuple[list[bytes], list[bytes]] = ([], [])
         self._digests = hashlib.sha256(), hashlib.sha256()
 
     @property
@@ -130,6 +132,7 @@ class Gate:
     @property
     def digests(self) -> tuple[str, str]:
         """SHA-256 of the device sections, package and vmdesc as they came and as they went."""
+        self._digest()
         return self._digests[0].hexdigest(), self._digests[1].hexdigest()
 
     def accept(self) -> bool:
@@ -204,15 +207,17 @@ class Gate:
             self._note(event)
             packaged = isinstance(event, CommandReceived) and event.command is Command.PACKAGED
             vcpu = _section_of_vcpu(event)
+            # Of another version, the rewriter says that it cannot be read.
+            told = CpuSection.of(vcpu) if vcpu is not None and vcpu.version_id == cpu.VERSION else None
             if not self._asked and (packaged or vcpu):
                 # Never later: what was begun is finished.
                 self._asked = True
                 self.switched_off = self._is_off()
                 if self.switched_off:
                     self._as_is, self._rewriter = True, None
-            if vcpu is not None and not self.switched_off:
-                self._judge(vcpu)
-            if self._deferred or (vcpu is not None and self._needs_memory(vcpu)):
+            if told is not None and not self.switched_off:
+                self._judge(told)
+            if self._deferred or (told is not None and self._needs_memory(told)):
                 self._deferred.append(event)
                 if not isinstance(event, _LAST):
                     continue
@@ -221,34 +226,34 @@ class Gate:
                 for late in deferred:
                     yield from self._pass(late)
             else:
-                yield from self._pass(event)
+                yield from self._pass(event, told)
 
-    def _pass(self, event: Event) -> Iterator[Piece]:
-        pieces = self._edited(event)
+    def _pass(self, event: Event, told: CpuSection | None = None) -> Iterator[Piece]:
+        pieces = self._edited(event, told)
         if self._as_is:
             pieces = self._unedited(event)
         commit = isinstance(event, _LAST) or (self._as_is and isinstance(event, SectionsEnd))
         self._told = event.offset + len(event.raw)
-        in_tail = self._parser.state not in _BEFORE_TAIL and not isinstance(event, IterableStart)
-        if in_tail:
-            self._digests[0].update(event.raw)
+        if not self._committed and self._parser.state not in _BEFORE_TAIL and not isinstance(event, IterableStart):
+            self._tail[0].append(bytes(event.raw))
+            self._tail[1].extend(map(bytes, pieces))
         for piece in pieces:
-            if in_tail:
-                self._digests[1].update(piece)
             yield Piece(piece, commit)
         if isinstance(event, _LAST):
+            self._committed = True
+            self._digest()
             # Nothing is edited any more, and the destination may run the guest already: whatever comes, passes.
             self._as_is, self._rewriter = True, None
 
     # --- VMCB12 in guest memory ----------------------------------------------------------------
 
-    def _needs_memory(self, vcpu: DeviceSection) -> bool:
+    def _needs_memory(self, told: CpuSection) -> bool:
         """What legacy state leaves to be guessed is settled by memory, if the record that holds it is wanted."""
         return (
             self._memory is not None
             and not self._as_is
             and self._policy.mode is not Mode.LEGACY
-            and _vmcb_pa(CpuSection.of(vcpu)) is not None
+            and _vmcb_pa(told) is not None
         )
 
     def _read_memory(self) -> None:
@@ -266,12 +271,19 @@ class Gate:
             self._rewriter.memory = pages
             self.memory_read = len(pages)
 
-    def _edited(self, event: Event) -> Sequence[bytes | memoryview]:
+    def _digest(self) -> None:
+        """Of what was kept for it, because the guest stands still while the tail passes."""
+        for digest, parts in zip(self._digests, self._tail, strict=True):
+            for part in parts:
+                digest.update(part)
+            parts.clear()
+
+    def _edited(self, event: Event, told: CpuSection | None) -> Sequence[bytes | memoryview]:
         """What the rewriter makes of an event. When only observing, what it refuses is told and no more."""
         if self._rewriter is None:
             return ()
         try:
-            pieces = self._rewriter.take(event)
+            pieces = self._rewriter.take(event, told)
         except StreamError as error:
             if not self._as_is:
                 raise
@@ -305,19 +317,18 @@ class Gate:
                 "turn the migration capability return-path on, or allow migrations without it"
             )
 
-    def _judge(self, section: DeviceSection) -> None:
+    def _judge(self, section: CpuSection) -> None:
         """:raises PolicyError: this vCPU is a reason to stop"""
         if self._policy.enforcement is Enforcement.OFF:
             return
-        told = CpuSection.of(section)
-        verdict = judge(told.nested, told.block, told.subsections, self._policy.facts)
-        self.judged.append(Judged(section.instance_id, verdict))
+        verdict = judge_section(section, self._policy.facts)
+        self.judged.append(Judged(section.index, verdict))
         self.missing.update(fact for reason in verdict.reasons for fact in reason.missing)
         against = list(objections(verdict, self._policy))
         if not against:
             return
         reasons = " ".join(f"{reason.text} [{reason.code}]" for reason in against)
-        text = f"vCPU {section.instance_id}: the destination would not run this guest as it is here. {reasons}"
+        text = f"vCPU {section.index}: the destination would not run this guest as it is here. {reasons}"
         if self._policy.enforcement is Enforcement.ENFORCE:
             raise PolicyError(text)
         self.warnings.append(text)

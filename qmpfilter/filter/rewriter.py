@@ -18,7 +18,6 @@ with all of them. Any error comes before it, and is final.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +41,7 @@ from qmpfilter.wire.events import (
     VmDescriptionReceived,
 )
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER, Command, SectionType
+from qmpfilter.wire.sections import without_raw
 
 __all__ = ["Rewriter", "State", "VcpuReport"]
 
@@ -102,6 +102,8 @@ class Rewriter:
         self._state = State.SECTIONS
         self._error: Exception | None = None
         self._held: list[bytes] = []
+        self._edits = 0
+        # Those that are divided differently now.
         self._edited: list[DeviceSection] = []
 
     def __repr__(self) -> str:
@@ -115,11 +117,12 @@ class Rewriter:
     @property
     def edits(self) -> int:
         """How many sections were edited so far."""
-        return len(self._edited)
+        return self._edits
 
-    def take(self, event: Event) -> Sequence[bytes | memoryview]:
+    def take(self, event: Event, told: CpuSection | None = None) -> Sequence[bytes | memoryview]:
         """Take the next event. An error is final: every later call raises it again.
 
+        :param told: the event as a vCPU's section, where it is at hand
         :returns: the bytes that may go now, in order; a view is valid as long as the event's `raw` is
         :raises RefusedError: nested state that no conversion touches; the text names the vCPU
         :raises RecordError: a damaged svm2 record; the text names the vCPU
@@ -130,7 +133,7 @@ class Rewriter:
         if self._error is not None:
             raise self._error
         try:
-            return self._take(event)
+            return self._take(event, told)
         except Exception as error:
             self._error = error
             raise
@@ -148,7 +151,7 @@ class Rewriter:
             raise BugError(f"rewriter: {self._state.name} -> {state.name}")
         self._state = state
 
-    def _take(self, event: Event) -> Sequence[bytes | memoryview]:
+    def _take(self, event: Event, told: CpuSection | None) -> Sequence[bytes | memoryview]:
         match event:
             case CommandReceived(command=Command.PACKAGED):
                 self._move(State.PACKAGE)
@@ -166,7 +169,7 @@ class Rewriter:
                 return self._description(event)
         if self._state in (State.HELD, State.DONE):
             raise BugError(f"{type(event).__name__} while the rewriter is in {self._state.name}")
-        raw = self._section(event) if isinstance(event, DeviceSection) else event.raw
+        raw = self._section(event, told) if isinstance(event, DeviceSection) else event.raw
         if self._state is State.PACKAGE:
             self._held.append(bytes(raw))
             return ()
@@ -187,7 +190,7 @@ class Rewriter:
         text = described(event.vmdesc, self._edited, event.offset + head)
         return *self._held, event.raw[:1], BE32.pack(len(text)), text
 
-    def _section(self, section: DeviceSection) -> bytes:
+    def _section(self, section: DeviceSection, told: CpuSection | None) -> bytes:
         """The bytes of a section, edited if it is a vCPU's and needs it."""
         if section.idstr != cpu.IDSTR:
             return section.raw
@@ -195,7 +198,7 @@ class Rewriter:
             expected = f"version {cpu.VERSION} of section {section.idstr!r} {section.instance_id}"
             raise UnsupportedError(section.offset, expected, f"version {section.version_id}")
         try:
-            decision = decide(CpuSection.of(section), self.target, self.memory)
+            decision = decide(told or CpuSection.of(section), self.target, self.memory)
         except RefusedError as error:
             raise RefusedError(_place(section), _of_vcpu(section, error), error.reasons) from error
         except RecordError as error:
@@ -213,7 +216,9 @@ class Rewriter:
         if decision.edit is None:
             return section.raw
         result = edited(section, decision.edit)
-        self._edited.append(dataclasses.replace(result, raw=b""))
+        self._edits += 1
+        if result.subsections is not section.subsections:
+            self._edited.append(without_raw(result))
         return result.raw
 
 

@@ -19,7 +19,7 @@ from qmpfilter.layout import Codec
 from qmpfilter.svm import annex, native
 from qmpfilter.svm.convert import to_svm2
 from qmpfilter.svm.downgrade import Downgrade, to_legacy
-from qmpfilter.svm.findings import Finding, Severity, examine
+from qmpfilter.svm.findings import Finding, Severity, examine, judge
 from qmpfilter.svm.legacy import FORMAT_SVM, SIZE_L2, LegacyState
 from qmpfilter.svm.provenance import FieldFinding
 from qmpfilter.svm.refusal import raise_refusals
@@ -83,7 +83,7 @@ def decide(told: CpuSection, target: Carrier, memory: Mapping[int, bytes] = _NO_
 
 
 def _without_l2(told: CpuSection) -> Decision:
-    findings = tuple(examine(told.nested, told.block, told.subsections))
+    findings = tuple(judge(told.view))
     raise_refusals(findings)
     foreign = any(finding.code in _FOREIGN for finding in findings)
     return Decision(Outcome.OTHER if foreign else Outcome.NOT_IN_L2, None, findings=findings)
@@ -91,18 +91,27 @@ def _without_l2(told: CpuSection) -> Decision:
 
 def _from_legacy(told: CpuSection, found: Carried, target: Carrier, vmcb12: bytes | None) -> Decision:
     if target is Carrier.LEGACY:
-        findings = tuple(examine(found.legacy, told.block, told.subsections))
+        findings = tuple(judge(told.view))
         raise_refusals(findings)
         return _decision(found, None, (), findings)
-    made = to_svm2(found.legacy, told.block, told.subsections, vmcb12=vmcb12)
+    made = to_svm2(found.legacy, told.block, told.subsections, vmcb12=vmcb12, view=told.view)
     block, fields = told.block, made.fields
     if vmcb12 is not None:
         corrected = to_legacy(made.state, block, told.subsections)
         block, fields = corrected.block, fields + corrected.fields
     edit = _edit(target, made.state, block, {})
-    if dataclasses.replace(edit.means.legacy, page=annex.strip(annex.encode(made.state))) != found.legacy:
+    if not _is_of(edit.means.legacy, found.legacy):
         raise BugError(f"vCPU {told.index}: svm2 is not of the legacy state that it was made from")
     return _decision(found, edit, fields, made.warnings)
+
+
+def _is_of(made: LegacyState, legacy: LegacyState) -> bool:
+    """Without its record the one is the other."""
+    page = made.page
+    return (
+        page is not None
+        and LegacyState(made.flags, made.format, made.size, made.vmcb_pa, annex.strip(page)) == legacy
+    )
 
 
 def _from_svm2(told: CpuSection, found: Carried, state: Svm2State, target: Carrier) -> Decision:

@@ -94,4 +94,4 @@ class _Pipe:
     def drain(self, destination: socket.socket, count: int) -> None:
         """Give so many bytes to the destination."""
         while count:
-            count -= os.splice(self._read, destination.fileno(), count, flags=os.SPLICE_F_MOVE | os.SPLICE_F_MORE)
+            count -= os.splice(self._read, destination.fileno(), count, flags=os.SPLICE_F_MOVE)

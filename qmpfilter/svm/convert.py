@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import itemgetter
 from typing import Final
 
 from qmpfilter.errors import BugError
@@ -35,6 +35,7 @@ from qmpfilter.svm.vmcb import (
     RegisterClass,
     registers,
 )
+from qmpfilter.wire import cpu
 
 __all__ = ["PRODUCER_VERSION", "Upgrade", "to_svm2"]
 
@@ -61,7 +62,12 @@ class Upgrade:
 
 
 def to_svm2(
-    legacy: LegacyState, block: bytes, subsections: Mapping[str, bytes], *, vmcb12: bytes | None = None
+    legacy: LegacyState,
+    block: bytes,
+    subsections: Mapping[str, bytes],
+    *,
+    vmcb12: bytes | None = None,
+    view: View | None = None,
 ) -> Upgrade:
     """Convert one vCPU's legacy state.
 
@@ -70,10 +76,11 @@ def to_svm2(
     :param subsections: payloads of the section's subsections, and of their children, by full name
     :param vmcb12: the 4096 bytes of guest memory at vmcb_pa, where they were read; they settle L2's DR7
         and PAT
+    :param view: of these three, where it is at hand
     :raises RefusedError: the state is damaged, contradictory, or of a kind that kernels reject
     :raises BugError: the vCPU is not in L2 under SVM, or an argument has the wrong size
     """
-    view = View(legacy, block, subsections)
+    view = view or View(legacy, block, subsections)
     findings = judge(view)
     page = legacy.page
     if view.svm_guest and page is not None and not page.endswith(_NO_TAIL):
@@ -119,8 +126,11 @@ def _tail(page: bytes) -> Finding:
 _SAVE: Final = Codec(SAVE)
 _INDEX: Final[Mapping[str, int]] = {name: index for index, name in enumerate(_SAVE.names)}
 _MOVES: Final = tuple(move for row in SECTION for move in moves(row))
-_MOVED: Final = tuple((_INDEX[move.save], None if move.read is int else move.read) for move in _MOVES)
-_MOVED_FROM: Final = attrgetter(*(move.block for move in _MOVES))
+_BLOCK: Final = Codec(cpu.BLOCK)
+# For each field of the save area the section's, or the 0 behind all of its fields.
+_FROM: Final = {move.save: _BLOCK.names.index(move.block) for move in _MOVES}
+_GATHERED: Final = itemgetter(*(_FROM.get(name, len(_BLOCK.names)) for name in _SAVE.names))
+_READ: Final = tuple((_INDEX[move.save], move.read) for move in _MOVES if move.read is not int)
 _JUDGES: Final[Mapping[str, Callable[[View, Memory | None], Judged]]] = {"dr7": dr7, "g_pat": g_pat}
 _JUDGED: Final = tuple((_INDEX[register], settle) for register, settle in _JUDGES.items())
 
@@ -153,9 +163,9 @@ def _vmcb12_save(
     view: View, subsections: Mapping[str, bytes], memory: Memory | None
 ) -> tuple[bytes, tuple[FieldFinding, ...]]:
     """L2's save area; what no row mentions is 0. The findings leave out those in :data:`_ALWAYS`."""
-    values = [0] * len(_SAVE.names)
-    for (index, read), value in zip(_MOVED, _MOVED_FROM(view.cpu), strict=True):
-        values[index] = value if read is None else read(value)
+    values = list(_GATHERED((*view.cpu, 0)))
+    for index, read in _READ:
+        values[index] = read(values[index])
     fields = [*_live(view, values)]
     for index, settle in _JUDGED:
         values[index], finding = settle(view, memory)

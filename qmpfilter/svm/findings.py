@@ -21,13 +21,14 @@ from qmpfilter.svm.legacy import FORMAT_SVM, FORMAT_VMX, SIZE_L1, SIZE_L2, SVM_F
 from qmpfilter.svm.view import View
 from qmpfilter.svm.vmcb import (
     CONTROL,
+    CONTROL_SIZE,
     PAGE_SIZE,
     MiscCtl,
     MiscCtl2,
 )
 from qmpfilter.wire import cpu
 
-__all__ = ["RULES", "Finding", "Rule", "Severity", "examine", "judge"]
+__all__ = ["RULES", "Finding", "Rule", "Severity", "broken", "examine", "judge"]
 
 # Architectural bits: APM vol. 2 sections 3.1 (CR0, CR4, EFER, RFLAGS) and 13.1 (DR7).
 _CR0_PE = 1 << 0
@@ -51,7 +52,8 @@ _INTERCEPT_VMRUN = 1 << 0
 # As plain integers: an operation on IntFlag costs a microsecond, and rules run while the guest stands still.
 _SEV = int(MiscCtl.SEV | MiscCtl.SEV_ES)
 _V_LBR = int(MiscCtl2.V_LBR)
-_HYPERV_AT = CONTROL.offset("hv_enlightenments_control")
+_HYPERV: Final = slice(CONTROL.offset("hv_enlightenments_control"), CONTROL_SIZE)
+_NO_HYPERV: Final = bytes(CONTROL_SIZE - _HYPERV.start)
 
 
 class Severity(Enum):
@@ -228,7 +230,7 @@ _PAGE: Final = (
          "VMCB12's misc_ctl2 {v.control.misc_ctl2:#x} virtualizes LBR (0x1): L2's DBGCTL and branch records "
          "are not in the stream and will be lost."),
     Rule("hyperv", _WARN, "control.hv_enlightenments_control",
-         lambda v: any(v.state.control[_HYPERV_AT:]),
+         lambda v: v.state.page is not None and v.state.page[_HYPERV] != _NO_HYPERV,
          "VMCB12 has Hyper-V enlightenments (control {v.control.hv_enlightenments_control:#x}, VP "
          "{v.control.hv_vp_id:#x}), which KVM does not restore before the next VMRUN."),
     Rule("hsave-era", _WARN, "l1.tr_attrib",
@@ -257,6 +259,8 @@ _TABLES: Final[tuple[tuple[Callable[[View], bool], tuple[Rule, ...]], ...]] = (
 RULES: Final = tuple(rule for _, rules in _TABLES for rule in rules)
 """Every rule, for listing; each code occurs once."""
 
+_BY_CODE: Final = {rule.code: rule for rule in RULES}
+
 
 def examine(state: LegacyState | None, block: bytes | memoryview, subsections: Collection[str]) -> list[Finding]:
     """Everything to refuse or to warn of in one vCPU's section, in the order of :data:`RULES`.
@@ -271,4 +275,13 @@ def examine(state: LegacyState | None, block: bytes | memoryview, subsections: C
 
 def judge(view: View) -> list[Finding]:
     """What :func:`examine` gives, of a view that is at hand."""
-    return [rule.finding(view) for applies, rules in _TABLES if applies(view) for rule in rules if rule.broken(view)]
+    return [_BY_CODE[code].finding(view) for code in broken(view)]
+
+
+def broken(view: View) -> tuple[str, ...]:
+    """The codes of what :func:`judge` gives. The rules are walked once for a view."""
+    if view.broken is None:
+        view.broken = tuple(
+            [rule.code for applies, rules in _TABLES if applies(view) for rule in rules if rule.broken(view)]
+        )
+    return view.broken

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from qmpfilter.svm.legacy import LegacyState
+from qmpfilter.svm.view import View
 from qmpfilter.wire import cpu
 from qmpfilter.wire.events import DeviceSection
 from qmpfilter.wire.vmsd import SubsectionAt
@@ -14,7 +16,7 @@ from qmpfilter.wire.vmsd import SubsectionAt
 __all__ = ["CpuSection"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CpuSection:
     """What one section holds.
 
@@ -49,6 +51,11 @@ class CpuSection:
             nested=nested,
             vmx=nested is not None and cpu.NESTED_STATE_VMX.name in payloads,
         )
+
+    @cached_property
+    def view(self) -> View:
+        """The nested state and the section side by side, read once for all who want it."""
+        return View(self.nested, self.block, self.subsections)
 
 
 def _payloads(section: DeviceSection, subsections: Iterable[SubsectionAt]) -> Iterator[tuple[str, bytes]]:

@@ -34,6 +34,12 @@ MAJOR: Final = 2
 MINOR: Final = 0
 
 
+# As plain integers: an operation on IntFlag costs a microsecond.
+_GUEST_MODE, _RUN_PENDING, _GIF_SET = (
+    int(flag) for flag in (StateFlags.GUEST_MODE, StateFlags.RUN_PENDING, StateFlags.GIF_SET)
+)
+
+
 class Svm2Flags(IntFlag):
     """What a consumer must know of the whole record."""
 
@@ -117,5 +123,4 @@ class Svm2State:
     @property
     def state_flags(self) -> int:
         """kvm_nested_state.flags: GUEST_MODE, and RUN_PENDING and GIF_SET as they are."""
-        optional = (StateFlags.RUN_PENDING, self.run_pending), (StateFlags.GIF_SET, self.gif)
-        return int(StateFlags.GUEST_MODE | sum(flag for flag, is_set in optional if is_set))
+        return _GUEST_MODE | (_RUN_PENDING if self.run_pending else 0) | (_GIF_SET if self.gif else 0)

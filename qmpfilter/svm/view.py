@@ -40,12 +40,14 @@ class View:
     :ivar control: VMCB12's control area, where there is a page
     :ivar l1: L1's save area, where there is a page
     :ivar era: where the kernel took L1's save area from
+    :ivar broken: codes of the rules of :mod:`qmpfilter.svm.findings` that are broken, in their order; None until they
+        were walked
     :ivar live_differing: in era VMCB01, the registers of the VMLOAD class in which page and section differ, a
         segment as one, each with a sentence that has both values
     :raises BugError: `block` has the wrong length
     """
 
-    __slots__ = ("block", "control", "cpu", "era", "l1", "live_differing", "nested", "subsections")
+    __slots__ = ("block", "broken", "control", "cpu", "era", "l1", "live_differing", "nested", "subsections")
 
     control: Fields
     l1: Fields
@@ -59,6 +61,7 @@ class View:
         self.cpu: Final = _BLOCK.read(block)
         self.era: Era = Era.UNKNOWN
         self.live_differing: dict[str, str] = {}
+        self.broken: tuple[str, ...] | None = None
         if nested is None or nested.page is None:
             return
         self.control = _CONTROL.read(nested.page)

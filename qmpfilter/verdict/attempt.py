@@ -12,9 +12,8 @@ Linux 5.10 to 7.3 arch/x86/kvm: x86.h and regs.h (__cr4_reserved_bits), x86.c (k
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
-from typing import Final, NamedTuple
+from collections.abc import Callable, Hashable, Mapping
+from typing import Final, NamedTuple, TypeVar, cast
 
 from qmpfilter.layout import Fields
 from qmpfilter.svm.legacy import FORMAT_SVM, SIZE_L1, LegacyState, StateFlags
@@ -25,6 +24,8 @@ from qmpfilter.verdict.ternary import Ternary, all_of, any_of, negated
 from qmpfilter.verdict.version import Releases
 
 __all__ = ["Attempt", "IllegalBits"]
+
+_A = TypeVar("_A")
 
 _GUEST_MODE: Final = int(StateFlags.GUEST_MODE)
 _GIF_SET: Final = int(StateFlags.GIF_SET)
@@ -82,42 +83,37 @@ class Attempt:
     :param block: the section's fixed field block, 1817 bytes
     :param subsections: payloads of the section's subsections and their children by full name
     :param facts: of the destination
+    :param view: of what the stream says, where it is at hand
     :ivar sent: what the stream says
     :ivar view: what KVM would be given: the same, but for flags, and with a page of zeros where the stream has
         none
+    :ivar state: the nested state that KVM would be given
+    :ivar cpu: the section's fields
+    :ivar control: VMCB12's control area
+    :ivar l1: L1's save area
     :ivar missing: facts that an answer lacked so far, in words
     :ivar assumed: an answer took the guest's CPUID to be that of the host
     """
 
     def __init__(
-        self, nested: LegacyState | None, block: bytes, subsections: Mapping[str, bytes], facts: HostFacts
+        self,
+        nested: LegacyState | None,
+        block: bytes,
+        subsections: Mapping[str, bytes],
+        facts: HostFacts,
+        view: View | None = None,
     ) -> None:
         self.subsections: Final = subsections
         self.facts: Final = facts
-        self.sent: Final = View(nested, block, subsections)
-        self.view: Final = View(_put(self.sent), block, subsections)
+        self.sent: Final = view or View(nested, block, subsections)
+        put = _put(self.sent)
+        self.view: Final = self.sent if put == nested else View(put, block, subsections)
+        self.state: Final[LegacyState] = put
+        self.cpu: Final[Fields] = self.view.cpu
+        self.control: Final[Fields] = self.view.control
+        self.l1: Final[Fields] = self.view.l1
         self.missing: set[str] = set()
         self.assumed = False
-
-    @property
-    def state(self) -> LegacyState:
-        """The nested state that KVM would be given."""
-        return self.view.state
-
-    @property
-    def cpu(self) -> Fields:
-        """The section's fields."""
-        return self.view.cpu
-
-    @property
-    def control(self) -> Fields:
-        """VMCB12's control area."""
-        return self.view.control
-
-    @property
-    def l1(self) -> Fields:
-        """L1's save area."""
-        return self.view.l1
 
     @property
     def in_l2(self) -> bool:
@@ -150,6 +146,9 @@ class Attempt:
         Where only the host's CPUID is known: the guest runs already with what its registers use, so what the
         host supports is taken to be there.
         """
+        return self._again(("has", feature), lambda: self._has(feature))
+
+    def _has(self, feature: str) -> Ternary:
         facts = self.facts
         host = self._host_has(feature)
         if host is False:
@@ -195,27 +194,33 @@ class Attempt:
                 return without if has_lam else any_of(without, None)
         return self.illegal_address(cr3)
 
-    @cached_property
+    @property
     def l2_cr4(self) -> IllegalBits:
         """Bits of L2's CR4 that are not legal."""
-        return self._illegal(self.cpu.cr4, _CR4_FREE, _CR4)
+        return self._illegal_cr4(self.cpu.cr4)
 
-    @cached_property
+    @property
     def l1_cr4(self) -> IllegalBits:
         """Bits of L1's CR4 that are not legal."""
-        return self._illegal(self.l1.cr4, _CR4_FREE, _CR4)
+        return self._illegal_cr4(self.l1.cr4)
 
-    @cached_property
+    @property
     def l2_efer(self) -> IllegalBits:
         """Bits of L2's EFER that are not legal."""
         return self._illegal_efer(self.cpu.efer)
 
-    @cached_property
+    @property
     def l1_efer(self) -> IllegalBits:
         """Bits of L1's EFER that are not legal."""
         return self._illegal_efer(self.l1.efer)
 
+    def _illegal_cr4(self, cr4: int) -> IllegalBits:
+        return self._again(("cr4", cr4), lambda: self._illegal(cr4, _CR4_FREE, _CR4))
+
     def _illegal_efer(self, efer: int) -> IllegalBits:
+        return self._again(("efer", efer), lambda: self._illegal_in_efer(efer))
+
+    def _illegal_in_efer(self, efer: int) -> IllegalBits:
         rest = self._illegal(efer & ~_EFER_LMSLE, _EFER_FREE, _EFER)
         if not efer & _EFER_LMSLE:
             return rest
@@ -238,6 +243,9 @@ class Attempt:
 
     def kernel_has(self, kernels: Releases) -> Ternary:
         """Whether the destination's kernel is among those that have something."""
+        return self._again(("kernel", kernels), lambda: self._kernel_has(kernels))
+
+    def _kernel_has(self, kernels: Releases) -> Ternary:
         version = self.facts.kernel
         if version is not None and version.micro is None:
             return self._known(kernels.have_it(version), f"the stable level of kernel {version}")
@@ -246,12 +254,31 @@ class Attempt:
 
     def qemu_has(self, releases: Releases) -> Ternary:
         """Whether the destination's QEMU is among those that have something."""
-        return self._known(releases.have_it(self.facts.qemu_version), "QEMU's version")
+        return self._again(
+            ("QEMU", releases), lambda: self._known(releases.have_it(self.facts.qemu_version), "QEMU's version")
+        )
 
     @property
     def npt(self) -> Ternary:
         """kvm_amd uses nested paging itself."""
         return self._known(self.facts.npt, "kvm_amd's npt parameter")
+
+    def _again(self, question: Hashable, work_out: Callable[[], _A]) -> _A:
+        """The answer to what depends on the facts alone, worked out once for all vCPUs."""
+        known = self.facts.answers.get(question)
+        if known is None:
+            missing, assumed = self.missing, self.assumed
+            self.missing, self.assumed = set(), False
+            try:
+                answer = work_out()
+                known = self.facts.answers[question] = answer, frozenset(self.missing), self.assumed
+            finally:
+                self.missing, self.assumed = missing, assumed
+        answer, lacked, assumed = known
+        if lacked:
+            self.missing |= lacked
+        self.assumed |= assumed
+        return cast(_A, answer)
 
     def _known(self, answer: Ternary, fact: str) -> Ternary:
         if answer is None:

@@ -8,7 +8,7 @@ Every fact may be missing: None, or empty for a collection. A rule that needs a 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final, NoReturn
 
@@ -49,6 +49,7 @@ class HostFacts:
     :param maxphyaddr: bits of the guest's physical addresses, where `guest_cpuid` does not tell
     :param qemu: the host's QEMUs, the one that would be used first
     :param formats: nested state formats that the host's side takes: ``legacy``, ``annex``, ``svm2``
+    :ivar answers: what :class:`~qmpfilter.verdict.attempt.Attempt` has worked out from these facts alone
     """
 
     kernel_release: str | None = None
@@ -62,6 +63,9 @@ class HostFacts:
     maxphyaddr: int | None = None
     qemu: tuple[QemuBinary, ...] = ()
     formats: tuple[str, ...] = ()
+    answers: dict[Hashable, tuple[Any, frozenset[str], bool]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def flag(self, module: str, parameter: str) -> bool | None:
         """A parameter that is on or off; None where it is not known, or neither."""

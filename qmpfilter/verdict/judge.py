@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from qmpfilter.errors import RecordError
 from qmpfilter.svm import annex
+from qmpfilter.svm.findings import broken as broken_findings
 from qmpfilter.svm.legacy import LegacyState
 from qmpfilter.svm.section import CpuSection
+from qmpfilter.svm.view import View
 from qmpfilter.verdict.attempt import Attempt
 from qmpfilter.verdict.checks import applicable
 from qmpfilter.verdict.facts import HostFacts
@@ -20,7 +22,17 @@ from qmpfilter.verdict.rule import Rule, Stage
 from qmpfilter.verdict.ternary import Ternary
 from qmpfilter.verdict.version import Releases, Version
 
-__all__ = ["HEEDS_REFUSAL", "Answer", "Outcome", "Reason", "StreamVerdict", "Verdict", "judge", "judge_stream"]
+__all__ = [
+    "HEEDS_REFUSAL",
+    "Answer",
+    "Outcome",
+    "Reason",
+    "StreamVerdict",
+    "Verdict",
+    "judge",
+    "judge_section",
+    "judge_stream",
+]
 
 
 class Outcome(Enum):
@@ -42,8 +54,7 @@ class Answer(Enum):
     MIGHT_LOSE = "might lose"
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(NamedTuple):
     """One rule that speaks, or might.
 
     :param code: the rule's
@@ -105,20 +116,30 @@ _OUTCOMES: Final = {
     Answer.REFUSES: Outcome.REFUSED,
 }
 
+_FROM_BEST: Final = tuple(Outcome)
+
 # Branches whose sources were read, with the newest level of each.
 _READ: Final = {(5, 10): 262, (6, 1): 192, (6, 12): 117, (7, 2): 12, (7, 3): 4}
 
 
-def judge(nested: LegacyState | None, block: bytes, subsections: Mapping[str, bytes], facts: HostFacts) -> Verdict:
+def judge(
+    nested: LegacyState | None,
+    block: bytes,
+    subsections: Mapping[str, bytes],
+    facts: HostFacts,
+    *,
+    view: View | None = None,
+) -> Verdict:
     """What the destination will do with one vCPU.
 
     :param nested: its nested state; None without ``cpu/nested_state``
     :param block: the section's fixed field block, 1817 bytes
     :param subsections: payloads of the section's subsections and their children by full name
     :param facts: what is known of the destination
+    :param view: of the first three, where it is at hand
     :raises BugError: `block` has the wrong length
     """
-    attempt = Attempt(nested, block, subsections, facts)
+    attempt = Attempt(nested, block, subsections, facts, view)
     refusals = list(_told(applicable(attempt), attempt, Answer.REFUSES, Answer.MIGHT_REFUSE))
     lost = list(_told(losses(attempt), attempt, Answer.LOSES, Answer.MIGHT_LOSE))
     if (damage := _damaged_record(nested)) is not None:
@@ -128,25 +149,36 @@ def judge(nested: LegacyState | None, block: bytes, subsections: Mapping[str, by
     return Verdict(outcome, reasons, _silent(refusals, facts), tuple(_notes(attempt)))
 
 
+def judge_section(section: CpuSection, facts: HostFacts) -> Verdict:
+    """The same of a vCPU's section."""
+    return judge(section.nested, section.block, section.subsections, facts, view=section.view)
+
+
 def judge_stream(sections: Iterable[CpuSection], facts: HostFacts) -> StreamVerdict:
     """What the destination will do with a stream.
 
     :param sections: its `cpu` sections of version 12
     :param facts: what is known of the destination
     """
-    vcpus = {section.index: judge(section.nested, section.block, section.subsections, facts) for section in sections}
+    vcpus = {section.index: judge_section(section, facts) for section in sections}
     return StreamVerdict(_worst(one.outcome for one in vcpus.values()), vcpus)
 
 
 def _worst(outcomes: Iterable[Outcome]) -> Outcome | None:
-    return max(outcomes, key=list(Outcome).index, default=None)
+    return max(outcomes, key=_FROM_BEST.index, default=None)
 
 
 def _told(rules: Iterable[Rule], attempt: Attempt, surely: Answer, perhaps: Answer) -> Iterator[Reason]:
+    missing = attempt.missing
+    found = broken_findings(attempt.view)
     for rule in rules:
-        attempt.missing.clear()
-        broken: Ternary = rule.judge(attempt)
-        if broken is not False:
+        if rule.finding and rule.code not in found:
+            continue
+        if missing:
+            missing.clear()
+        # Most are not broken, and the guest stands still: no call more than needed.
+        broken: Ternary = rule.broken(attempt)
+        if broken is not False and (broken := rule.there(attempt, broken)) is not False:
             yield Reason(
                 rule.code,
                 surely if broken else perhaps,

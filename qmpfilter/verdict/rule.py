@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Final
 
 from qmpfilter.errors import BugError
-from qmpfilter.svm.findings import RULES
+from qmpfilter.svm.findings import RULES, broken
 from qmpfilter.verdict.attempt import Attempt
 from qmpfilter.verdict.ternary import Ternary, all_of
 from qmpfilter.verdict.version import Releases
@@ -46,6 +46,7 @@ class Rule:
     :param text: one sentence with the values, formatted with the attempt as ``a`` and its view as ``v``
     :param source: file and function of what is modelled
     :param kernels: kernels that have it
+    :param finding: :mod:`qmpfilter.svm.findings` has a rule of that code, and it is broken where that one is
     """
 
     code: str
@@ -55,12 +56,15 @@ class Rule:
     text: str
     source: str
     kernels: Releases = EVERY
+    finding: bool = False
 
     def judge(self, attempt: Attempt) -> Ternary:
         """Whether it is broken on the attempt's destination. What was not known is then in `attempt.missing`."""
         broken = self.broken(attempt)
-        if broken is False:
-            return False
+        return False if broken is False else self.there(attempt, broken)
+
+    def there(self, attempt: Attempt, broken: Ternary) -> Ternary:
+        """The same of a condition that was looked at and is not False."""
         return broken if self.kernels is EVERY else all_of(broken, attempt.kernel_has(self.kernels))
 
     def sentence(self, attempt: Attempt) -> str:
@@ -69,11 +73,12 @@ class Rule:
 
 
 def from_findings(code: str, stage: Stage, source: str, kernels: Releases = EVERY) -> Rule:
-    """The row for a check that :mod:`qmpfilter.svm.findings` has already, with its condition and sentence.
+    """The row for a check that :mod:`qmpfilter.svm.findings` has already, with its condition and sentence: only for
+    attempts to which the table of that finding applies.
 
     :raises BugError: it has none of that code
     """
     if code not in _FINDINGS:
         raise BugError(f"no finding has the code {code}")
     finding = _FINDINGS[code]
-    return Rule(code, stage, finding.field, lambda a: bool(finding.broken(a.view)), finding.text, source, kernels)
+    return Rule(code, stage, finding.field, lambda a: code in broken(a.view), finding.text, source, kernels, True)

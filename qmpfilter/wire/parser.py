@@ -237,11 +237,12 @@ class StreamParser(Incremental[Event]):
     def _part(self) -> Steps[Event, None]:
         """One part of the stream, chosen by its type byte."""
         feed = self._feed
-        kind = (yield from feed.peek(1, "a section's type byte"))[0]
         if self._state is State.DESCRIPTION:
             yield from self._tail.description(feed)
             self._move(State.DONE)
-        elif kind == SectionType.COMMAND:
+            return
+        kind = (yield from feed.peek(1, "a section's type byte"))[0]
+        if kind == SectionType.COMMAND:
             yield from self._command()
         elif kind == SectionType.START and self._state in (State.SETUP, State.ITERATE):
             yield from self._start()

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, TypeAlias
 
 from qmpfilter.errors import FramingError, LayoutError, LimitError
 from qmpfilter.wire.devices import known
@@ -23,6 +23,7 @@ from qmpfilter.wire.vmdesc import Device, shape_of
 from qmpfilter.wire.vmsd import Subsection, SubsectionAt, Vmsd
 
 __all__ = [
+    "Divisions",
     "Ending",
     "SeenSections",
     "by_footers",
@@ -30,6 +31,7 @@ __all__ = [
     "by_vmdesc",
     "check_against_vmdesc",
     "section",
+    "without_raw",
 ]
 
 _MAX_SUBSECTIONS: Final = 256
@@ -80,17 +82,56 @@ class Ending(enum.Enum):
     UNKNOWN = "the layout is not known"
 
 
+class Divisions:
+    """How sections of one stream were divided: the vCPUs of a machine mostly have the same subsections."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, int, int], tuple[int, tuple[SubsectionAt, ...], _Heads]] = {}
+
+    def again(
+        self, data: bytes | bytearray, at: int, header: SectionHeader
+    ) -> tuple[int, tuple[SubsectionAt, ...]] | None:
+        """What :func:`by_layout` would find, if the section has the same headers at the same places as the last of
+        its name: then it would pass over the same fields. None if it has not."""
+        last = self._last.get((header.idstr, header.version_id, header.size))
+        if last is None:
+            return None
+        size, subsections, heads = last
+        for start, end, head in heads:
+            if data[at + start : at + end] != head:
+                return None
+        end = at + size
+        return (end, subsections) if data[end : end + FOOTER_SIZE] == footer(header.section_id) else None
+
+    def remember(self, at: int, header: SectionHeader, end: int, subsections: tuple[SubsectionAt, ...]) -> None:
+        """What :func:`by_layout` has found."""
+        key = header.idstr, header.version_id, header.size
+        self._last[key] = end - at, subsections, tuple(_heads(subsections))
+
+
+_Heads: TypeAlias = "tuple[tuple[int, int, bytes], ...]"
+
+
+def _heads(subsections: Iterable[SubsectionAt]) -> Iterator[tuple[int, int, bytes]]:
+    for sub in subsections:
+        yield sub.start, sub.payload, subsection_header(sub.name, sub.version)
+        yield from _heads(sub.children)
+
+
 def by_layout(
-    data: bytes | bytearray, at: int, header: SectionHeader, offset: int
+    data: bytes | bytearray, at: int, header: SectionHeader, offset: int, divisions: Divisions | None = None
 ) -> tuple[int, tuple[SubsectionAt, ...]] | Ending:
     """Where the body of the section at `data[at]` ends, by the layout known for its name and version.
 
+    :param divisions: of the sections before it in the same stream
     :returns: the end in `data`, and the subsections found, counted from the section's start
     :raises LayoutError: the byte after a binding layout is neither a subsection nor the footer
     """
     vmsd = known(header.idstr, header.version_id)
     if vmsd is None:
         return Ending.UNKNOWN
+    if divisions is not None and (same := divisions.again(data, at, header)) is not None:
+        return same
     end = at + header.size + vmsd.size
     found = _subsections(data, at, end, vmsd.subsections)
     if isinstance(found, Ending):
@@ -102,6 +143,8 @@ def by_layout(
         return Ending.INCOMPLETE
     if data[end : end + FOOTER_SIZE] != expected:
         return _no_footer(data, end, header, vmsd, offset)
+    if divisions is not None:
+        divisions.remember(at, header, end, subsections)
     return end, subsections
 
 
@@ -257,15 +300,31 @@ def section(
     )
 
 
+def without_raw(told: DeviceSection) -> DeviceSection:
+    """What is known of a section, without its bytes."""
+    return DeviceSection(
+        told.offset,
+        b"",
+        told.section_id,
+        told.idstr,
+        told.instance_id,
+        told.version_id,
+        told.body,
+        told.body_end,
+        told.delimited_by,
+        told.subsections,
+    )
+
+
 def check_against_vmdesc(told: DeviceSection, device: Device) -> None:
     """Compare a section, divided by its known layout or by its footer, with what vmdesc says of it.
 
     :raises LayoutError: another section, another size, or other subsections
     """
     size = told.body_end - told.body
-    listed = f"section {device.name!r} {device.instance_id} of {device.size} bytes, as vmdesc lists it"
     if (told.idstr, told.instance_id, size) != (device.name, device.instance_id, device.size):
-        raise LayoutError(told.offset, listed, f"section {told.idstr!r} {told.instance_id} of {size} bytes")
+        found = f"section {told.idstr!r} {told.instance_id} of {size} bytes"
+        raise LayoutError(told.offset, _listed(device), found)
     vmsd = known(told.idstr, told.version_id)
     if vmsd is None or not (vmsd.binding or told.delimited_by is DelimitedBy.LAYOUT):
         return
@@ -275,10 +334,14 @@ def check_against_vmdesc(told: DeviceSection, device: Device) -> None:
         names = ", ".join(sub.name for sub in told.subsections) or "no subsections"
         raise LayoutError(
             told.offset,
-            f"{listed} with {fields_end - told.body} bytes of fields and subsections "
+            f"{_listed(device)} with {fields_end - told.body} bytes of fields and subsections "
             + (", ".join(f"{sub.name} ({sub.end - sub.start})" for sub in subsections) or "none"),
             f"{vmsd.size} bytes of fields and {names}",
         )
+
+
+def _listed(device: Device) -> str:
+    return f"section {device.name!r} {device.instance_id} of {device.size} bytes, as vmdesc lists it"
 
 
 def by_footers(data: bytes | bytearray, at: int, header: SectionHeader, offset: int) -> DeviceSection | None:

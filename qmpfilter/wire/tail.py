@@ -8,7 +8,6 @@ not, was checked against it before its EOF is told.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 from qmpfilter.errors import FramingError, LayoutError, LimitError, StreamError, TruncatedError
@@ -19,6 +18,7 @@ from qmpfilter.wire.footers import SectionHeader, footer_candidates, is_incomple
 from qmpfilter.wire.framing import BE32, FOOTER_SIZE, SectionType
 from qmpfilter.wire.search import DESCRIPTION_HEAD, Place, VmdescSearch
 from qmpfilter.wire.sections import (
+    Divisions,
     Ending,
     SeenSections,
     by_footers,
@@ -26,6 +26,7 @@ from qmpfilter.wire.sections import (
     by_vmdesc,
     check_against_vmdesc,
     section,
+    without_raw,
 )
 from qmpfilter.wire.vmdesc import VmDescription
 
@@ -46,6 +47,8 @@ class Tail:
         self.seen = SeenSections()
         # Offsets of sections that end elsewhere than vmdesc says, which by_vmdesc has found to be right.
         self._inexact: set[int] = set()
+        # What has delimited the held sections.
+        self._found: VmDescriptionReceived | None = None
 
     def tell(self, found: DeviceSection) -> DeviceSection:
         """Remember a section for the check against vmdesc.
@@ -54,7 +57,7 @@ class Tail:
         :raises LimitError: more sections than any machine has
         """
         self.seen.add(found)
-        self._told.append(dataclasses.replace(found, raw=b""))
+        self._told.append(without_raw(found))
         return found
 
     def sections(self, feed: Feed) -> Steps[Event, None]:
@@ -67,7 +70,8 @@ class Tail:
         """
         held = bytearray()
         offset = feed.offset
-        while (found := _first(held, offset)) is not Ending.UNKNOWN:
+        divisions = Divisions()
+        while (found := _first(held, offset, divisions)) is not Ending.UNKNOWN:
             if isinstance(found, Ending):
                 more = yield from feed.take_available(self._limit)
                 if not more:
@@ -96,7 +100,7 @@ class Tail:
                         continue
                     yield from self._tell_divided(sections)
                     yield SectionsEnd(offset + place.eof, bytes(held[place.eof : place.eof + 1]))
-                    feed.unread(bytes(memoryview(held)[place.eof + 1 :]))
+                    feed.unread(bytes(memoryview(held)[place.end :]))
                     return
                 if len(held) >= most:
                     raise LimitError(offset + most, f"vmdesc after at most {self._limit} bytes of sections", "more")
@@ -113,8 +117,8 @@ class Tail:
     def _divided(self, held: bytearray, offset: int, place: Place) -> list[DeviceSection] | StreamError:
         """The held sections if vmdesc stands at that place, else why it does not."""
         try:
-            text = bytes(memoryview(held)[place.text : place.end])
-            vmdesc = VmDescription.parse(text, offset + place.text)
+            raw = bytes(memoryview(held)[place.eof + 1 : place.end])
+            vmdesc = VmDescription.parse(raw[DESCRIPTION_HEAD:], offset + place.text)
             sections, end = by_vmdesc(held, 0, vmdesc.devices[len(self._told) :], offset)
             if end != place.eof:
                 found_instead = bytes(held[end : end + 8])
@@ -124,6 +128,7 @@ class Tail:
                 seen.add(found)
         except StreamError as error:
             return error
+        self._found = VmDescriptionReceived(offset + place.eof + 1, raw, vmdesc)
         return sections
 
     def _tell_divided(self, sections: list[DeviceSection]) -> Iterator[DeviceSection]:
@@ -153,6 +158,18 @@ class Tail:
         :raises LayoutError: vmdesc and a section disagree
         :raises LimitError: the text is longer than may be held
         """
+        event = self._found or (yield from self._description(feed))
+        devices = event.vmdesc.devices
+        if len(devices) != len(self._told):
+            found = f"{len(self._told)} of them"
+            raise LayoutError(event.offset, f"the {len(devices)} device sections that vmdesc lists", found)
+        for told, device in zip(self._told, devices, strict=True):
+            if told.offset not in self._inexact:
+                check_against_vmdesc(told, device)
+        yield event
+
+    def _description(self, feed: Feed) -> Steps[Event, VmDescriptionReceived]:
+        yield from feed.peek(1, "a section's type byte")
         offset = feed.offset
         head = yield from feed.take(DESCRIPTION_HEAD, "vmdesc")
         if head[0] != SectionType.VMDESCRIPTION:
@@ -161,14 +178,7 @@ class Tail:
         if length > self._vmdesc_limit:
             raise LimitError(offset + 1, f"a vmdesc of at most {self._vmdesc_limit} bytes", head[1:])
         text = yield from feed.take(length, "vmdesc")
-        vmdesc = VmDescription.parse(text, offset + len(head))
-        if len(vmdesc.devices) != len(self._told):
-            found = f"{len(self._told)} of them"
-            raise LayoutError(offset, f"the {len(vmdesc.devices)} device sections that vmdesc lists", found)
-        for told, device in zip(self._told, vmdesc.devices, strict=True):
-            if told.offset not in self._inexact:
-                check_against_vmdesc(told, device)
-        yield VmDescriptionReceived(offset, head + text, vmdesc)
+        return VmDescriptionReceived(offset, head + text, VmDescription.parse(text, offset + len(head)))
 
     @staticmethod
     def end(feed: Feed) -> Steps[Event, None]:
@@ -178,7 +188,7 @@ class Tail:
         yield SectionsEnd(offset, raw)
 
 
-def _first(held: bytearray, offset: int) -> DeviceSection | SectionsEnd | Ending:
+def _first(held: bytearray, offset: int, divisions: Divisions) -> DeviceSection | SectionsEnd | Ending:
     """The section or EOF at the start of `held`, if its end is known by its layout."""
     if not held:
         return Ending.INCOMPLETE
@@ -191,7 +201,7 @@ def _first(held: bytearray, offset: int) -> DeviceSection | SectionsEnd | Ending
         raise FramingError(offset, header, bytes(held[:24]))
     if header is None:
         return Ending.INCOMPLETE
-    ending = by_layout(held, 0, header, offset)
+    ending = by_layout(held, 0, header, offset, divisions)
     if isinstance(ending, Ending):
         return ending
     return section(held, 0, header, ending[0], offset, DelimitedBy.LAYOUT, ending[1])

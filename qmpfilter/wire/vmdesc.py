@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, TypeVar
 
 from qmpfilter.errors import BugError, LayoutError
 from qmpfilter.wire.vmsd import SubsectionAt, header_size
@@ -27,7 +27,13 @@ _T = TypeVar("_T")
 # An object of the text as its (key, value) pairs in order: keys may repeat.
 Pairs = tuple[tuple[str, Any], ...]
 
+# Where a section's own fields end, and its subsections.
+Shape = tuple[int, tuple[SubsectionAt, ...]]
+
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
+# How QEMU begins the entry of a device.
+_NUMBERED: Final = re.compile(r'\{"name": "([ !#-\[\]-~]+)", "instance_id": (0|[1-9][0-9]{0,9}), (?=")')
+_MOST_ALIKE: Final = 8
 _MAX_SIZE: Final = 1 << 40
 _MAX_DEPTH: Final = 32
 _MAX_NAME: Final = 255
@@ -35,6 +41,10 @@ _MAX_NAME: Final = 255
 _MIN_CONTAINER: Final = 16
 _MIN_VALUE: Final = 8
 _FREE_MARKS: Final = 4096
+_MARKS: Final = {"{[": _MIN_CONTAINER, ",": _MIN_VALUE}
+# Characters of text that are decoded at first, a value of more in as many steps as it takes.
+_WINDOW: Final = 1 << 14
+_WIDER: Final = 8
 _TOKEN: Final = re.compile(
     rb"""[ \t\r\n]*(?:
         (?P<string>"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")
@@ -53,6 +63,8 @@ class Device:
     :param start: offset of its ``{`` in the text
     :param end: offset after its ``}``
     :param size: bytes of the section between its header and its footer, as the text says
+    :param shapes: what :func:`shape_of` found so far, by `body`; one for all devices whose entries differ in
+        their instance alone
     """
 
     name: str
@@ -61,6 +73,7 @@ class Device:
     end: int
     size: int
     pairs: Pairs
+    shapes: dict[int, Shape] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +94,19 @@ class VmDescription:
         return _Parser(text, offset).parse()
 
 
+class _Alike(NamedTuple):
+    """What follows the instance in the entry of a device that was decoded."""
+
+    text: str
+    device: Device
+
+
 class _Parser:
-    """Walks the top level by hand, for the offsets, and decodes each value below it with C code."""
+    """Walks the top level by hand, for the offsets, and decodes each value below it with C code.
+
+    The vCPUs of a machine have entries that differ in nothing but their instance: text that was decoded once is
+    compared, and not decoded again.
+    """
 
     def __init__(self, text: bytes, offset: int) -> None:
         self._text = text
@@ -92,13 +116,10 @@ class _Parser:
             self._chars = text.decode("ascii")
         except UnicodeDecodeError as error:
             raise LayoutError(offset + error.start, "ASCII text of vmdesc", text[error.start : error.end]) from None
-        # Text that would take up much more memory than any real one of its length, once decoded.
-        for marks, share in (("{[", _MIN_CONTAINER), (",", _MIN_VALUE)):
-            most = _FREE_MARKS + len(text) // share
-            if sum(self._chars.count(mark) for mark in marks) > most:
-                raise LayoutError(offset, f"at most {most} of {' '.join(marks)} in vmdesc", "more")
+        self._marks = dict.fromkeys(_MARKS, 0)
         self._decode = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
         self._last_end = 0
+        self._alike: dict[str, list[_Alike]] = {}
 
     def parse(self) -> VmDescription:
         page_size = None
@@ -130,13 +151,43 @@ class _Parser:
         if self._text[at : at + 1] == b"]":
             return (), self._skip(at, b"]")
         while True:
-            start = at
-            pairs, at = self._value(at)
-            found.append(self._device(pairs, start))
+            device = self._repeated(at)
+            if device is None:
+                start = at
+                pairs, at = self._value(at)
+                device = self._device(pairs, start)
+                self._remember(device)
+            elif self._chars.startswith(", {", device.end):
+                found.append(device)
+                at = device.end + 2
+                continue
+            else:
+                at = self._space(device.end)
+            found.append(device)
             if self._text[at : at + 1] == b",":
                 at = self._skip(at, b",")
                 continue
             return tuple(found), self._skip(at, b"]")
+
+    def _repeated(self, start: int) -> Device | None:
+        """The device at `start`, if one of that name had the same text behind its instance."""
+        numbered = _NUMBERED.match(self._chars, start)
+        if numbered is None:
+            return None
+        name, rest = numbered[1], numbered.end()
+        for text, like in self._alike.get(name, ()):
+            if self._chars.startswith(text, rest):
+                instance_id = int(numbered[2])
+                pairs = (("name", name), ("instance_id", instance_id), *like.pairs[2:])
+                return Device(name, instance_id, start, rest + len(text), like.size, pairs, like.shapes)
+        return None
+
+    def _remember(self, device: Device) -> None:
+        numbered = _NUMBERED.match(self._chars, device.start)
+        if numbered is not None:
+            alike = self._alike.setdefault(device.name, [])
+            alike.insert(0, _Alike(self._chars[numbered.end() : device.end], device))
+            del alike[_MOST_ALIKE:]
 
     def _device(self, pairs: Any, start: int) -> Device:
         # Trailing white space belongs to no device: the end is where the value's own text ends.
@@ -154,12 +205,32 @@ class _Parser:
 
     def _value(self, at: int) -> tuple[Any, int]:
         """Decode one value; returns it and the offset after it and the white space behind it."""
-        try:
-            value, end = self._decode(self._chars, at)
-        except (ValueError, RecursionError):
-            raise self._error(at, "JSON of vmdesc") from None
-        self._last_end = end
-        return value, self._space(end)
+        size = _WINDOW
+        while True:
+            window = self._chars[at : at + size]
+            whole = at + size >= len(self._chars)
+            self._count(window)
+            try:
+                value, end = self._decode(window, 0)
+            except (ValueError, RecursionError):
+                if whole:
+                    raise self._error(at, "JSON of vmdesc") from None
+            else:
+                # Of what ends with the window there may be more.
+                if whole or end < len(window):
+                    break
+            size *= _WIDER
+        for marks in _MARKS:
+            self._marks[marks] += _count(window[:end], marks)
+        self._last_end = at + end
+        return value, self._space(at + end)
+
+    def _count(self, window: str) -> None:
+        """:raises LayoutError: decoded, the text would take up much more memory than any real one of its length"""
+        for marks, share in _MARKS.items():
+            most = _FREE_MARKS + len(self._text) // share
+            if self._marks[marks] + _count(window, marks) > most:
+                raise LayoutError(self._offset, f"at most {most} of {' '.join(marks)} in vmdesc", "more")
 
     def _skip(self, at: int, char: bytes) -> int:
         if self._text[at : at + 1] != char:
@@ -174,12 +245,19 @@ class _Parser:
         return LayoutError(self._offset + at, expected, self._text[at : at + 24])
 
 
+def _count(text: str, marks: str) -> int:
+    return sum(text.count(mark) for mark in marks)
+
+
 class _ShapeError(Exception):
     """An object lacks a key that vmdesc must have there; becomes a LayoutError with its offset."""
 
 
 def _find(pairs: Pairs, key: str) -> Any:
-    return next((value for name, value in pairs if name == key), None)
+    for name, value in pairs:
+        if name == key:
+            return value
+    return None
 
 
 def _get(pairs: Pairs, key: str, type_: type[_T]) -> _T:
@@ -218,10 +296,10 @@ def _list(pairs: Pairs, key: str) -> Sequence[Any]:
     return value
 
 
-def _field_size(field: Pairs) -> int:
+def _field_size(entry: Pairs) -> int:
     """Bytes of one entry of `fields`: its size, times `array_len` where the entry stands for an array."""
-    size = _number(_find(field, "size"))
-    count = _find(field, "array_len")
+    size = _number(_find(entry, "size"))
+    count = _find(entry, "array_len")
     return size if count is None else size * _number(count)
 
 
@@ -229,13 +307,13 @@ def _vmsd_size(vmsd: Pairs, depth: int = 0) -> int:
     """Bytes of a vmsd's fields and all its subsections."""
     if depth > _MAX_DEPTH:
         raise _ShapeError(f"subsections nested at most {_MAX_DEPTH} deep")
-    size = sum(_field_size(field) for field in _list(vmsd, "fields"))
+    size = sum(_field_size(entry) for entry in _list(vmsd, "fields"))
     for sub in _list(vmsd, "subsections"):
         size += header_size(_subsection_name(sub)) + _vmsd_size(sub, depth + 1)
     return size
 
 
-def shape_of(device: Device, body: int, offset: int = 0) -> tuple[int, tuple[SubsectionAt, ...]]:
+def shape_of(device: Device, body: int, offset: int = 0) -> Shape:
     """How vmdesc divides a section.
 
     :param body: where the section's fields begin, counted from the section's start
@@ -243,11 +321,14 @@ def shape_of(device: Device, body: int, offset: int = 0) -> tuple[int, tuple[Sub
     :returns: where its own fields end, and its subsections, in the same count
     :raises LayoutError: the entry lacks what a vmsd's entry must have
     """
-    try:
-        end = body + sum(_field_size(field) for field in _list(device.pairs, "fields"))
-        return end, tuple(_subsections(device.pairs, end, 0))
-    except _ShapeError as error:
-        raise LayoutError(offset, f"{error}, in vmdesc of {device.name!r}", "something else") from None
+    shape = device.shapes.get(body)
+    if shape is None:
+        try:
+            end = body + sum(_field_size(entry) for entry in _list(device.pairs, "fields"))
+            shape = device.shapes[body] = end, tuple(_subsections(device.pairs, end, 0))
+        except _ShapeError as error:
+            raise LayoutError(offset, f"{error}, in vmdesc of {device.name!r}", "something else") from None
+    return shape
 
 
 def _subsections(vmsd: Pairs, at: int, depth: int) -> Iterator[SubsectionAt]:
@@ -258,14 +339,14 @@ def _subsections(vmsd: Pairs, at: int, depth: int) -> Iterator[SubsectionAt]:
         payload = at + header_size(name)
         fields_end = payload
         children: list[SubsectionAt] = []
-        for field in _list(sub, "fields"):
+        for entry in _list(sub, "fields"):
             # A struct's subsections follow its fields and are counted in the field's size
             # (vmstate.c:356-411), so they stand at its end.
-            fields_end += _field_size(field)
-            inner = _find(field, "struct")
+            fields_end += _field_size(entry)
+            inner = _find(entry, "struct")
             if isinstance(inner, tuple) and _list(inner, "subsections"):
                 own = sum(_field_size(member) for member in _list(inner, "fields"))
-                start = fields_end - _field_size(field) + own
+                start = fields_end - _field_size(entry) + own
                 children.extend(_subsections(inner, start, depth + 1))
         children.extend(_subsections(sub, fields_end, depth + 1))
         end = payload + _vmsd_size(sub)

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from qmpfilter.wire.framing import BE32, BE64, MAGIC, STREAM_VERSION, SectionType
 from qmpfilter.wire.ram import IDSTR, PAGE_SIZE, VERSION, RamFlag
 
-__all__ = ["guest_ram"]
+__all__ = ["NO_DEVICES", "guest_ram", "ram_parts"]
 
 _RAM_ID = 2
 _BLOCK = b"pc.ram"
 _BATCH = 1024
 _PAGES_A_PART = 4 * _BATCH
 _VMDESC = b'{"configuration": {}, "page_size": 4096, "devices": []}'
+NO_DEVICES = bytes([SectionType.EOF, SectionType.VMDESCRIPTION]) + BE32.pack(len(_VMDESC)) + _VMDESC
+"""The tail of a machine without any."""
+
 _FOOTER = bytes([SectionType.FOOTER]) + BE32.pack(_RAM_ID)
 _EOS = BE64.pack(RamFlag.EOS)
 
@@ -34,7 +37,17 @@ def guest_ram(pages: int, *, zero: bool) -> Iterator[bytes]:
             yield _records(range(start, min(start + _BATCH, pages)), zero=zero)
         yield _EOS + _FOOTER
     yield bytes([SectionType.END]) + BE32.pack(_RAM_ID) + _EOS + _FOOTER
-    yield bytes([SectionType.EOF, SectionType.VMDESCRIPTION]) + BE32.pack(len(_VMDESC)) + _VMDESC
+    yield NO_DEVICES
+
+
+def ram_parts(pages: int) -> tuple[bytes, bytes, bytes]:
+    """Of a stream of ordinary pages: what comes before its only PART, that PART, and the END of RAM.
+
+    The PART may come any number of times. What follows is the tail.
+    """
+    *start, end, _ = guest_ram(pages, zero=False)
+    first = len(start) - 2 - -(-pages // _BATCH)
+    return b"".join(start[:first]), b"".join(start[first:]), end
 
 
 _NAME = bytes([len(_BLOCK)]) + _BLOCK

@@ -6,6 +6,7 @@ from __future__ import annotations
 import queue
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -77,3 +78,25 @@ def test_a_destination_that_goes_away_ends_the_source(joined: Joined) -> None:
     with pytest.raises((BrokenPipeError, ConnectionResetError)):
         joined.source.sendall(bytes(1 << 26))
     assert joined.pump.join(SECONDS)
+
+
+def connected() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        end = socket.create_connection(listener.getsockname())
+        return end, listener.accept()[0]
+
+
+def test_a_few_bytes_do_not_wait_for_more() -> None:
+    # TCP keeps back, for a fifth of a second, what it was told that more will follow.
+    (source, left), (right, destination) = connected(), connected()
+    pump = Pump(left, right, lambda _: None)
+    pump.start()
+    with source, destination:
+        destination.settimeout(SECONDS)
+        began = time.monotonic()
+        for _ in range(20):
+            source.sendall(b"sync")
+            assert destination.recv(4) == b"sync"
+        assert time.monotonic() - began < 20 * 0.1
+    assert pump.join(SECONDS)
