@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, TextIO
 
 from .hosts import Host, HostImage, Rootfs
 from .inhost import agent
@@ -21,7 +23,9 @@ from .inhost import agent
 BOOT_SECONDS = 180.0
 TOOL_SECONDS = 60.0
 MEMORY_MIB = 1500
-LOG_LINES = 25
+LOG_LINES = 40
+LOOKS = 3
+ON_NMI = "unknown_nmi_panic"  # prints the call trace
 NOISE = "warning: TCG doesn't support requested feature"  # normal, and there are many
 IN_HOST = Path(agent.__file__).parent
 
@@ -52,19 +56,25 @@ class EmulatedHost:
 
     def __init__(self, image: HostImage, emulator: Rootfs) -> None:
         self.host: Host = image.host
+        self._image = image
+        self._emulator = emulator
         self._directory = Path(mkdtemp(prefix=f"lab-{image.host.name}-"))
         self._serial = self._directory / "serial"
         self._errors = self._directory / "stderr"
         self._process: subprocess.Popen[bytes] | None = None
-        self._socket, theirs = socket.socketpair()
-        self._port = self._socket.makefile("rwb")
         try:
-            with theirs:
-                self._start(image, emulator, theirs.fileno())
-            self.kernel = str(self._exchange(None, b"", BOOT_SECONDS)[0]["hello"])
+            self._boot()
         except BaseException:
             self.close()
             raise
+
+    def _boot(self) -> None:
+        self._socket, port = socket.socketpair()
+        self._monitor, monitor = socket.socketpair()
+        self._port = self._socket.makefile("rwb")
+        with port, monitor:
+            self._start(port.fileno(), monitor.fileno())
+        self.kernel = str(self._exchange(None, b"", BOOT_SECONDS)[0]["hello"])
 
     def __enter__(self) -> EmulatedHost:
         return self
@@ -74,21 +84,31 @@ class EmulatedHost:
 
     def close(self) -> None:
         """Ends the emulator at once and removes what the host wrote."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(TOOL_SECONDS)
+        self._end()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _end(self) -> None:
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait(TOOL_SECONDS)
+        self._process = None
         with contextlib.suppress(OSError):
             # What was not sent before the emulator ended has nowhere to go.
             self._port.close()
         self._socket.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._monitor.close()
 
     def run(self, argv: Sequence[str], files: dict[str, bytes], seconds: float) -> Result:
         """Runs a program in the host, in a directory with the files and the package ``inhost``.
 
+        A host that ended is booted again: one job that was too much for it is one failure.
+
         Raises JobFailed if it ends with something else than 0 or does not end in ``seconds``, and EmulatorError
         if the host does not answer.
         """
+        if self._process is None:
+            self._boot()
         with_package = Path(mkdtemp(dir=self._directory))
         shutil.copytree(IN_HOST, with_package / "inhost", ignore=shutil.ignore_patterns("__pycache__"))
         for name, content in files.items():
@@ -105,7 +125,8 @@ class EmulatedHost:
         shutil.rmtree(left)
         return Result(str(reply["output"]), found)
 
-    def _start(self, image: HostImage, emulator: Rootfs, port: int) -> None:
+    def _start(self, port: int, monitor: int) -> None:
+        image, emulator = self._image, self._emulator
         overlay = self._directory / "disk.qcow2"
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.disk), str(overlay)],
@@ -120,11 +141,12 @@ class EmulatedHost:
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-machine", "q35", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt,+vgif", "-smp", "1", "-m", str(MEMORY_MIB)),
             *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
-            *("-append", "console=ttyS0 quiet root=/dev/vda rw init=/lab-init net.ifnames=0"),
+            *("-append", f"console=ttyS0 quiet root=/dev/vda rw init=/lab-init net.ifnames=0 {ON_NMI}"),
             *("-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe"),
             *("-serial", f"file:{self._serial}"),
             *("-chardev", f"socket,id=port,fd={port}", "-device", "virtio-serial-pci"),
             *("-device", "virtserialport,chardev=port,name=lab"),
+            *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
         ]
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
@@ -133,7 +155,7 @@ class EmulatedHost:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                pass_fds=[port],
+                pass_fds=[port, monitor],
             )
 
     def _exchange(self, job: dict[str, Any] | None, archive: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
@@ -142,7 +164,8 @@ class EmulatedHost:
         # The emulator's end of the socket pair closes with the emulator, so the read below ends with it; the timer
         # is for a host that hangs.
         process = self._process
-        timer = threading.Timer(seconds, process.kill)
+        looks: list[str] = []
+        timer = threading.Timer(seconds, self._give_up, [process, looks])
         timer.start()
         try:
             if job is not None:
@@ -150,12 +173,31 @@ class EmulatedHost:
             return agent.receive_message(self._port)
         except (OSError, EOFError) as end:
             process.wait(TOOL_SECONDS)
+            self._end()
             raise EmulatorError(
                 f"host {self.host.name} gave no answer within {seconds:g} s ({end}); "
-                f"the emulator ended with {process.returncode}\n{self._tail()}"
+                f"the emulator ended with {process.returncode}\n{self._tail()}\n{''.join(looks)}"
             ) from end
         finally:
             timer.cancel()
+
+    def _give_up(self, process: subprocess.Popen[bytes], looks: list[str]) -> None:
+        """Asks the emulator what a host that hangs is doing, has its kernel say so as well, and ends it."""
+        try:
+            self._monitor.settimeout(TOOL_SECONDS)
+            with self._monitor.makefile("rw") as lines:
+                _ask(lines, "qmp_capabilities")
+                for _ in range(LOOKS):
+                    registers = _ask(lines, "human-monitor-command", {"command-line": "info registers"})
+                    looks.append(f"--- the processor ---\n{str(registers).partition('FCW=')[0]}")
+                    time.sleep(1)
+                # The kernel answers with its call trace on the serial console.
+                _ask(lines, "inject-nmi")
+                time.sleep(LOOKS)
+        except (OSError, ValueError) as silence:
+            looks.append(f"the emulator's monitor does not answer: {silence}\n")
+        finally:
+            process.kill()
 
     def _tail(self) -> str:
         parts = []
@@ -164,3 +206,13 @@ class EmulatedHost:
             parts.append(f"--- {title}, last lines ---")
             parts += [line for line in lines if NOISE not in line][-LOG_LINES:]
         return "\n".join(parts)
+
+
+def _ask(lines: TextIO, command: str, arguments: dict[str, Any] | None = None) -> object:
+    lines.write(json.dumps({"execute": command, "arguments": arguments or {}}) + "\n")
+    lines.flush()
+    while line := lines.readline():
+        reply = json.loads(line)
+        if "return" in reply or "error" in reply:
+            return reply.get("return", reply.get("error"))
+    raise OSError("it ended")
