@@ -9,11 +9,12 @@ cannot be read passes all the same.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from qmpfilter.errors import BugError, HostError, PolicyError, StreamError
+from qmpfilter.errors import BugError, HostError, PolicyError, QmpfilterError, StreamError
 from qmpfilter.filter.policy import Enforcement, Mode, Policy, objections
 from qmpfilter.filter.rewriter import Rewriter, VcpuReport
 from qmpfilter.svm.legacy import FORMAT_SVM
@@ -35,6 +36,8 @@ from qmpfilter.wire.framing import Command
 from qmpfilter.wire.parser import State, StreamParser
 
 __all__ = ["Gate", "Judged", "Memory", "Piece"]
+
+_log: Final = logging.getLogger(__name__)
 
 # Before these a byte cannot be the commit point.
 _BEFORE_TAIL: Final = (State.HEADER, State.CONFIGURATION, State.SETUP, State.ITERATE)
@@ -73,6 +76,7 @@ class Gate:
     :param memory: asked for the pages at which VMCB12s stand, when the source has sent all of its devices and so
         answers again; raises HostError where it cannot be told
     :ivar return_path: the source has asked for a return path
+    :ivar postcopy: the source has sent a package: with its last byte the destination starts the guest
     :ivar machine: the machine type, once it was sent
     :ivar judged: the verdicts so far, in the stream's order
     :ivar memory_read: how many pages of guest memory were read
@@ -84,6 +88,7 @@ class Gate:
         self, policy: Policy, is_off: Callable[[], bool] = lambda: False, memory: Memory | None = None
     ) -> None:
         self.return_path = False
+        self.postcopy = False
         self.machine = ""
         self.judged: list[Judged] = []
         self.missing: set[str] = set()
@@ -159,6 +164,14 @@ class Gate:
             if not self._as_is:
                 raise
             yield from self._give_up(error, data, start)
+        except QmpfilterError:
+            raise
+        except Exception as error:
+            if not self._as_is:
+                raise
+            # Who only wanted to look loses no migration by a fault of ours.
+            _log.exception("the stream")
+            yield from self._give_up(BugError(f"{type(error).__name__}: {error}"), data, start)
         else:
             self._keep(data, start)
 
@@ -190,7 +203,7 @@ class Gate:
             del self._rest[: len(self._rest) - (start - self._told)]
             self._rest += data
 
-    def _give_up(self, error: StreamError, data: memoryview, start: int) -> Iterator[Piece]:
+    def _give_up(self, error: QmpfilterError, data: memoryview, start: int) -> Iterator[Piece]:
         """What cannot be read passes all the same: nothing was to be changed."""
         self._blind = True
         self.warnings.append(f"The stream could not be read any further and passed unread: {error}")
@@ -206,6 +219,7 @@ class Gate:
         while not isinstance(event := self._parser.next_event(), NeedData):
             self._note(event)
             packaged = isinstance(event, CommandReceived) and event.command is Command.PACKAGED
+            self.postcopy |= packaged
             vcpu = _section_of_vcpu(event)
             # Of another version, the rewriter says that it cannot be read.
             told = CpuSection.of(vcpu) if vcpu is not None and vcpu.version_id == cpu.VERSION else None

@@ -13,7 +13,7 @@ from typing import Final
 from qmpfilter.errors import UnsupportedError
 from qmpfilter.wire.framing import CPR_MAGIC, MAGIC, MULTIFD_MAGIC, TLS_HANDSHAKE, SectionType
 
-__all__ = ["FIRST_BYTES", "Channel", "channel_of"]
+__all__ = ["FIRST_BYTES", "Channel", "channel_of", "channel_of_any"]
 
 FIRST_BYTES: Final = 4
 """So many bytes tell what a channel is."""
@@ -49,3 +49,13 @@ def channel_of(first: bytes) -> Channel:
     if first[:1] == bytes([SectionType.COMMAND]):
         raise UnsupportedError(0, "a migration from its start; this is a postcopy migration that is resumed", first)
     return Channel.OTHER
+
+
+def channel_of_any(first: bytes) -> Channel:
+    """The kind of a channel where everything passes, TLS and what else cannot be read as well.
+
+    :param first: as above; a source speaks first on its main channel, so who says nothing is not taken for it
+    """
+    if not first:
+        return Channel.OTHER
+    return Channel.MULTIFD if first == MULTIFD_MAGIC else Channel.MAIN

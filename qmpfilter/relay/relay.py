@@ -9,6 +9,7 @@ The forward thread reads the source, the backward thread the destination; the th
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import selectors
 import socket
@@ -31,7 +32,7 @@ from qmpfilter.errors import (
 )
 from qmpfilter.filter.gate import Piece
 from qmpfilter.relay.address import widen
-from qmpfilter.relay.channel import FIRST_BYTES, Channel, channel_of
+from qmpfilter.relay.channel import FIRST_BYTES, Channel, channel_of, channel_of_any
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.pump import Pump
@@ -55,6 +56,7 @@ class Looker(Protocol):
     """Who looks into the main channel: :class:`~qmpfilter.filter.gate.Gate`, which says what its methods do."""
 
     return_path: bool
+    postcopy: bool
 
     @property
     def admitted(self) -> bool:
@@ -108,6 +110,8 @@ class Relay:
         self._pumps: list[Pump] = []
         self._wake, self._waker = socket.socketpair()
         self._interrupted = False
+        self._broken: OSError | None = None
+        self._broke = 0.0
         self._unread = False
         self._wide = False
         self._tail_timer: threading.Timer | None = None
@@ -139,8 +143,6 @@ class Relay:
             for end in (*listeners, *connected):
                 end.close()
             self._finish(threads)
-            if self._began is not None:
-                self.times["total"] = time.monotonic() - self._began
         assert self.session.outcome is not None
         return self.session.outcome
 
@@ -172,16 +174,17 @@ class Relay:
                         raise HostError("the migration was ended before the source connected")
                     continue
                 # Who has connected once will not do so again: all the time there is.
-                first = _first_bytes(connection, deadline.remaining() if at_hand else self._waits.hello)
+                if at_hand and not self._await_bytes(connection, deadline):
+                    connection.close()
+                    raise HostError("the migration was ended before the source sent anything")
+                first = _first_bytes(connection, self._waits.hello)
                 if first is None:
                     # Somebody tried whether anyone listens: nothing that a destination may see.
                     connection.close()
                     continue
                 self._unread = self._looker.accept()
-                if self._unread:
-                    return connection, early
                 try:
-                    kind = channel_of(first)
+                    kind = channel_of_any(first) if self._unread else channel_of(first)
                 except UnsupportedError:
                     connection.close()
                     raise
@@ -195,15 +198,34 @@ class Relay:
 
     def _accept(self, listeners: Sequence[socket.socket], seconds: float) -> socket.socket | None:
         """The next connection, None when woken or when the time is over."""
+        ready = self._ready(listeners, seconds)
+        if ready is None:
+            return None
+        # Somebody else may have taken it, or who connected may be gone again.
+        ready.setblocking(False)
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            return ready.accept()[0]
+        return None
+
+    def _await_bytes(self, connection: socket.socket, deadline: Deadline) -> bool:
+        """False if the migration was ended before anything came."""
+        while self._ready([connection], deadline.remaining()) is None:
+            self._heed_interrupt()
+            if self.session.phase is Phase.ENDED:
+                return False
+        return True
+
+    def _ready(self, ends: Sequence[socket.socket], seconds: float) -> socket.socket | None:
+        """One that can be read, None when woken or when the time is over."""
         with selectors.DefaultSelector() as selector:
-            for ready in (*listeners, self._wake):
-                selector.register(ready, selectors.EVENT_READ)
+            for end in (*ends, self._wake):
+                selector.register(end, selectors.EVENT_READ)
             for key, _ in selector.select(seconds):
                 if key.fileobj is self._wake:
                     self._wake.recv(_FIRST)
                     return None
                 assert isinstance(key.fileobj, socket.socket)
-                return key.fileobj.accept()[0]
+                return key.fileobj
         return None
 
     def _open_main(self, source: socket.socket) -> list[threading.Thread]:
@@ -246,7 +268,12 @@ class Relay:
                 self._heed_interrupt()
                 continue
             first = _first_bytes(connection, _SILENCE)
-            kind = Channel.OTHER if self._unread else channel_of(first or b"")
+            try:
+                kind = Channel.OTHER if self._unread else channel_of(first or b"")
+            except UnsupportedError as stranger:
+                # Not the source of this migration: its main channel is none of these.
+                _log.warning("a further connection was closed: %s", stranger)
+                first = None
             if first is None or kind is Channel.MAIN:
                 connection.close()
                 continue
@@ -315,7 +342,7 @@ class Relay:
                 with self._lock:
                     if self.session.phase is Phase.STREAMING:
                         self._cancel_tail_timer()
-                        self.session.committed()
+                        self.session.committed(postcopy=self._looker.postcopy)
                         self._moved = time.monotonic()
                         self._note("committed")
                         self.times["tail"] = time.monotonic() - (self._tail_began or began)
@@ -351,7 +378,9 @@ class Relay:
                 if self.session.phase is Phase.ENDED:
                     return False
                 self._check_silence(f"{who} took nothing")
-            except OSError:
+            except OSError as error:
+                if end is self._destination:
+                    self._broken, self._broke = error, time.monotonic()
                 return False
         return True
 
@@ -389,8 +418,13 @@ class Relay:
                         self._return(source, parser, untold)
                         continue
                 except StreamError as damage:
+                    unread: QmpfilterError = damage
+                except Exception as failed:
+                    unread = BugError(f"{type(failed).__name__} while the return path was read: {failed}")
+                    _log.exception("backward")
+                if parser is not None:
                     parser = None
-                    self._perform(lambda cause=damage: self.session.return_path_unreadable(cause))  # type: ignore[misc]
+                    self._perform(functools.partial(self.session.return_path_unreadable, unread))
                 if self.session.phase is Phase.ENDED:
                     return
                 self._say(source, bytes(untold))
@@ -399,10 +433,6 @@ class Relay:
             error = broken
         except DeadlineError as late:
             self._perform(lambda cause=late: self.session.unanswered(cause))  # type: ignore[misc]
-            return
-        except Exception as failed:
-            self._stop(BugError(f"{type(failed).__name__} while the return path was read: {failed}"))
-            _log.exception("backward")
             return
         self._perform(lambda: self.session.destination_ended(error))
 
@@ -427,6 +457,8 @@ class Relay:
     def _read(self, end: socket.socket, buffer: memoryview, who: str) -> int:
         """:raises DeadlineError: nothing came, and the other side has nothing on its way either"""
         while True:
+            if end is self._destination:
+                self._check_broken()
             try:
                 count, _, flags, _ = end.recvmsg_into([buffer])
             except TimeoutError:
@@ -437,13 +469,19 @@ class Relay:
                 if committed or end is self._source:
                     self._check_silence(f"nothing came from {who}")
                 continue
-            if flags & socket.MSG_CTRUNC:
+            if flags & socket.MSG_CTRUNC and end is self._source:
                 raise UnsupportedError(
                     self.forward, f"bytes from {who}; file descriptors cannot be relayed: migrate without CPR",
                     "file descriptors",
                 )  # fmt: skip
             self._moved = time.monotonic()
             return count
+
+    def _check_broken(self) -> None:
+        """:raises OSError: the destination takes nothing any more, and has not said why for too long"""
+        limit = self._waits.linger if self.session.phase is Phase.STREAMING else self._waits.answer
+        if self._broken is not None and time.monotonic() - self._broke >= limit:
+            raise self._broken
 
     def _check_silence(self, what: str) -> None:
         """:raises DeadlineError: nothing has moved for too long, either way"""
@@ -468,6 +506,8 @@ class Relay:
             actions = decide()
             if self.session.phase is Phase.ENDED and "ended" not in self.moments:
                 self._note("ended")
+                if self._began is not None:
+                    self.times["total"] = time.monotonic() - self._began
         for action in actions:
             with contextlib.suppress(OSError):
                 self._act(action)
@@ -501,7 +541,10 @@ def _first_bytes(connection: socket.socket, seconds: float) -> bytes | None:
     with contextlib.suppress(TimeoutError, DeadlineError):
         while len(first) < FIRST_BYTES:
             connection.settimeout(deadline.remaining())
-            seen = connection.recv(FIRST_BYTES, socket.MSG_PEEK)
+            try:
+                seen = connection.recv(FIRST_BYTES, socket.MSG_PEEK)
+            except ConnectionError:
+                return None
             if len(seen) == len(first):
                 if not seen:
                     return None

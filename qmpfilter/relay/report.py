@@ -26,6 +26,9 @@ _SENTENCES: Final = {
     Outcome.IN_DOUBT: "cut after the destination could have started the guest: ask both QEMUs who runs it",
 }
 
+_KEEPS: Final = (Outcome.REFUSED, Outcome.VETOED, Outcome.FAILED)
+"""How a migration ends that leaves the guest at the source."""
+
 
 def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
     """What :func:`json.dumps` takes."""
@@ -97,6 +100,10 @@ def as_text(relay: Relay, gate: Gate) -> str:
     if gate.missing:
         missing = ", ".join(sorted(gate.missing))
         lines.append(f"  not known of the destination, so that only what no kernel takes was stopped: {missing}")
+    if session.outcome in _KEEPS and "connected" in relay.moments and gate.admitted and not gate.return_path:
+        lines.append(
+            "  the source waits for no answer: where it says completed all the same, have it go on (QMP: cont)"
+        )
     lines += [f"  after the commit point, where nothing stops a migration any more: {text}" for text in session.late]
     lines += [f"  warning: {text}" for text in gate.warnings]
     return "".join(f"{line}\n" for line in lines)

@@ -21,7 +21,7 @@ import enum
 from collections.abc import Mapping
 from typing import Final
 
-from qmpfilter.errors import BugError, QmpfilterError
+from qmpfilter.errors import BugError, FramingError, QmpfilterError
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 from qmpfilter.wire.returnpath import Message, MessageType, ReturnPathEvent
 
@@ -96,6 +96,7 @@ class Session:
         self.reason = ""
         self.return_path = False
         self.late: list[str] = []
+        self._postcopy = False
         self._unread = False
         self._shut: int | None = None
         self._source_ended = False
@@ -111,16 +112,26 @@ class Session:
         """The source asked for a return path: it now waits for SHUT."""
         self.return_path = True
 
-    def committed(self) -> None:
-        """The commit point is about to be sent to the destination."""
+    def committed(self, *, postcopy: bool = False) -> None:
+        """The commit point is about to be sent to the destination.
+
+        :param postcopy: the destination then starts the guest, long before it says SHUT
+        """
+        self._postcopy = postcopy
         self._move(Phase.COMMITTED)
 
     def returned(self, message: ReturnPathEvent) -> bool:
-        """A message came from the destination. True if it is to be passed on to the source."""
+        """A message came from the destination. True if it is to be passed on to the source.
+
+        :raises StreamError: it says to have got what was not sent yet
+        """
         if self.phase is Phase.ENDED or self._shut is not None:
             return False
         if isinstance(message, Message) and message.type is MessageType.SHUT:
-            self._shut = message.value or 0
+            value = message.value or 0
+            if value == 0 and self.phase is not Phase.COMMITTED:
+                raise FramingError(message.offset, "SHUT(0) only after the guest's whole state", "SHUT(0)")
+            self._shut = value
         return True
 
     def return_path_unreadable(self, cause: QmpfilterError) -> tuple[Action, ...]:
@@ -144,6 +155,9 @@ class Session:
         if self._shut is not None:
             return self._end(Outcome.REFUSED, f"the destination failed (SHUT {self._shut})", Action.CLOSE_SOURCE)
         cause = f" ({error.strerror or error})" if error else ""
+        if self.phase is Phase.COMMITTED and self._postcopy:
+            reason = f"the connection ended in postcopy{cause}: recover the migration, or ask both QEMUs"
+            return self._end(Outcome.IN_DOUBT, reason, Action.CLOSE_SOURCE)
         if self.phase is Phase.COMMITTED:
             if self.return_path and error is None and not self._unread:
                 # Its source takes an end without SHUT for a failure and goes on; a destination that had
@@ -171,6 +185,8 @@ class Session:
         """The destination has not said a word for as long as anybody is to wait."""
         if self.phase is not Phase.COMMITTED:
             return self.stopped(cause)
+        if self._shut is not None:
+            return self.destination_ended()
         return self._end(Outcome.IN_DOUBT, str(cause), Action.BREAK_DESTINATION, Action.CLOSE_SOURCE)
 
     def _end(self, outcome: Outcome, reason: str, *actions: Action) -> tuple[Action, ...]:

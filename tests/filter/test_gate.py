@@ -166,6 +166,17 @@ def test_a_damaged_stream_stops_before_the_commit_point() -> None:
 
 
 @pytest.mark.parametrize("seed", [None, *range(8)])
+def test_observing_survives_a_fault_of_ours(monkeypatch: pytest.MonkeyPatch, seed: int | None) -> None:
+    def fails(*_: object) -> str:
+        raise KeyError("no such key")
+
+    monkeypatch.setattr("qmpfilter.filter.rewriter.described", fails)
+    gate = Gate(replace(LENIENT, mode=Mode.OBSERVE))
+    assert passed(gate, L2, seed=seed)[0] == L2
+    assert "KeyError" in gate.warnings[0]
+
+
+@pytest.mark.parametrize("seed", [None, *range(8)])
 @pytest.mark.parametrize("name", ["mid-mixed", "old-postcopy"])
 def test_observing_can_still_veto(name: str, seed: int | None) -> None:
     stream = next(fixture for fixture in STREAMS if fixture.name == name).file("stream")

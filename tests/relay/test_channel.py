@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from qmpfilter.errors import UnsupportedError
-from qmpfilter.relay.channel import Channel, channel_of
+from qmpfilter.relay.channel import Channel, channel_of, channel_of_any
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,20 @@ from qmpfilter.relay.channel import Channel, channel_of
 )
 def test_known(first: bytes, kind: Channel) -> None:
     assert channel_of(first) is kind
+
+
+@pytest.mark.parametrize(
+    ("first", "kind"),
+    [
+        (b"QEVM", Channel.MAIN),
+        (b"\x16\x03\x01\x02", Channel.MAIN),
+        (b"\x08", Channel.MAIN),
+        (b"\x11\x22\x33\x44", Channel.MULTIFD),
+        (b"", Channel.OTHER),
+    ],
+)
+def test_where_everything_passes(first: bytes, kind: Channel) -> None:
+    assert channel_of_any(first) is kind
 
 
 @pytest.mark.parametrize(

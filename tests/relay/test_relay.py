@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ import pytest
 from qmpfilter.errors import PolicyError, QmpfilterError
 from qmpfilter.filter.gate import Gate, Piece
 from qmpfilter.filter.policy import Policy
-from qmpfilter.relay.address import UnixAddress
+from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
 from qmpfilter.relay.channel import Channel
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
@@ -28,6 +29,7 @@ from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 
 SECONDS = 10.0
 QUICK = Waits(source=5, connect=5, hello=0.5, idle=5, tail=0.3, linger=1)
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 PONG = COMMAND_HEADER.pack(2, 4) + BE32.pack(1)
 SHUT_OK = COMMAND_HEADER.pack(1, 4) + BE32.pack(0)
 RAM = b"QEVM" + bytes(1 << 20)
@@ -40,6 +42,7 @@ class Marked:
 
     def __init__(self, *, error: QmpfilterError | None = None, hold: bool = False) -> None:
         self.return_path = True
+        self.postcopy = False
         self.admitted = True
         self.holding = False
         self.seen = 0
@@ -68,10 +71,12 @@ class Marked:
 class Rig:
     """A running relay; `destinations` are the ends of its onward connections, in order."""
 
-    def __init__(self, directory: Path, looker: Looker, waits: Waits = QUICK) -> None:
+    def __init__(self, directory: Path, looker: Looker, waits: Waits = QUICK, *, tcp: bool = False) -> None:
         self.stack = ExitStack()
-        self.address = UnixAddress(str(directory / "relay"))
+        self.address: Address = TcpAddress("127.0.0.1", 0) if tcp else UnixAddress(str(directory / "relay"))
         self.listener = self.address.listen()
+        if tcp:
+            self.address = TcpAddress(*self.listener.getsockname())
         self.destinations: queue.Queue[socket.socket] = queue.Queue()
         self.relay = Relay(self._connect, looker, waits)
         self.thread = threading.Thread(target=self.relay.run, args=([self.listener],), daemon=True)
@@ -290,6 +295,17 @@ def test_a_connection_that_is_at_hand_is_the_source(tmp_path: Path) -> None:
     assert relay.session.outcome is Outcome.COMPLETED
 
 
+def test_a_connection_at_hand_that_sends_nothing_can_be_interrupted() -> None:
+    source, ours = socket.socketpair()
+    relay = Relay(lambda *_: ours, Marked(), replace(QUICK, source=60))
+    with source:
+        thread = threading.Thread(target=relay.run, args=([ours],), daemon=True)
+        thread.start()
+        relay.interrupt()
+        thread.join(SECONDS)
+    assert relay.session.outcome is Outcome.FAILED
+
+
 def test_file_descriptors_are_not_swallowed(rig: Rig) -> None:
     source = rig.dial(RAM)
     destination = rig.destination()
@@ -373,14 +389,52 @@ def test_what_is_no_return_path_passes_after_the_commit_point(rig: Rig) -> None:
     assert rig.outcome() is Outcome.IN_DOUBT
 
 
-def test_what_is_no_return_path_stops_it_before(rig: Rig) -> None:
+@pytest.mark.parametrize("nonsense", [b"\xff\xfe\0\0", SHUT_OK], ids=["garbage", "runs a guest it cannot have"])
+def test_what_is_no_return_path_stops_it_before(rig: Rig, nonsense: bytes) -> None:
     source = rig.dial(RAM)
     destination = rig.destination()
     assert exactly(destination, len(RAM)) == RAM
-    destination.sendall(PONG + b"\xff\xfe\0\0")
+    destination.sendall(PONG + nonsense)
     assert rest(source) == PONG + SHUT_FAILED
     source.close()
     assert rig.outcome() is Outcome.FAILED
+
+
+@pytest.mark.parametrize("first", [b"", b"\x16\x03\x01\x02 a TLS hello", b"\x08 resumes"])
+def test_strangers_stop_nothing(tmp_path: Path, first: bytes) -> None:
+    made = Rig(tmp_path, Marked(), tcp=True)
+    with made.stack:
+        source = made.dial(RAM)
+        destination = made.destination()
+        assert exactly(destination, len(RAM)) == RAM
+        stranger = made.dial(first)
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        stranger.close()
+        source.sendall(TAIL + END)
+        assert exactly(destination, len(TAIL + END)) == TAIL + END
+        completes(made, source, destination)
+
+
+def test_a_destination_that_reads_no_more_and_says_nothing(tmp_path: Path) -> None:
+    made = Rig(tmp_path, Marked(), replace(QUICK, linger=0.2, idle=60))
+    with made.stack:
+        source = made.dial(RAM[:100])
+        destination = made.destination()
+        assert exactly(destination, 100) == RAM[:100]
+        destination.shutdown(socket.SHUT_RD)
+        source.sendall(RAM[100:])
+        assert rest(source) == SHUT_FAILED
+        source.close()
+        assert made.outcome() is Outcome.REFUSED
+
+
+def test_what_a_destination_attaches_to_its_words_is_dropped(rig: Rig) -> None:
+    source, destination = committed(rig)
+    socket.send_fds(destination, [SHUT_OK], [destination.fileno()])
+    destination.close()
+    assert rest(source) == SHUT_OK
+    source.close()
+    assert rig.outcome() is Outcome.COMPLETED
 
 
 @pytest.mark.parametrize("first", [b"\x16\x03\x01\x02 a TLS hello", b"QEVM\0\0\0\x03\x07"])
@@ -402,6 +456,22 @@ def test_switched_off_everything_passes(tmp_path: Path, first: bytes) -> None:
         source.close()
         assert made.outcome() is not None
     assert gate.switched_off
+
+
+def test_switched_off_a_stranger_is_not_the_source(tmp_path: Path) -> None:
+    made = Rig(tmp_path, Gate(Policy(), lambda: True), replace(QUICK, hello=0.1))
+    with made.stack:
+        made.dial()
+        source = made.dial(b"anything")
+        destination = made.destination()
+        assert exactly(destination, 8) == b"anything"
+        assert made.relay.channels[0] is Channel.MAIN
+        made.destination()
+        source.shutdown(socket.SHUT_WR)
+        destination.close()
+        source.close()
+        assert made.outcome() is not None
+        assert made.relay.channels == [Channel.MAIN, Channel.OTHER]
 
 
 def test_a_source_that_goes_on_sending_is_not_listened_to_for_ever(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def says(kind: MessageType, value: int) -> Step:
 CONNECTED: Step = methodcaller("connected")
 RETURN_PATH: Step = methodcaller("return_path_opened")
 COMMITTED: Step = methodcaller("committed")
+POSTCOPY: Step = methodcaller("committed", postcopy=True)
 PONG, SHUT_0, SHUT_1 = says(MessageType.PONG, 1), says(MessageType.SHUT, 0), says(MessageType.SHUT, 1)
 SOURCE_ENDS: Step = methodcaller("source_ended")
 DESTINATION_ENDS: Step = methodcaller("destination_ended")
@@ -60,9 +61,14 @@ RUNNING_THERE = [*STREAMING, COMMITTED, SHUT_0]
         ([*STREAMING, COMMITTED], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
         ([*STREAMING, COMMITTED, SHUT_1], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
         ([*STREAMING, COMMITTED], DESTINATION_BREAKS, (CLOSE,), Outcome.IN_DOUBT),
+        ([*STREAMING, POSTCOPY], DESTINATION_ENDS, (CLOSE,), Outcome.IN_DOUBT),
+        ([*STREAMING, POSTCOPY], DESTINATION_BREAKS, (CLOSE,), Outcome.IN_DOUBT),
+        ([*STREAMING, POSTCOPY, SHUT_1], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
+        ([*STREAMING, POSTCOPY, SHUT_0], DESTINATION_ENDS, (CLOSE,), Outcome.COMPLETED),
         ([*STREAMING, COMMITTED, GARBAGE], DESTINATION_ENDS, (CLOSE,), Outcome.IN_DOUBT),
         ([*STREAMING, COMMITTED, DAMAGE], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
         ([*STREAMING, COMMITTED], SILENCE, (BREAK, CLOSE), Outcome.IN_DOUBT),
+        (RUNNING_THERE, SILENCE, (CLOSE,), Outcome.COMPLETED),
         (STREAMING, SILENCE, (BREAK, SHUT, CLOSE), Outcome.FAILED),
         (STREAMING, GARBAGE, (BREAK, SHUT, CLOSE), Outcome.FAILED),
         (RUNNING_THERE, DESTINATION_ENDS, (CLOSE,), Outcome.COMPLETED),
@@ -102,6 +108,14 @@ def test_after_the_commit_point_nothing_of_ours_stops_it(late: Step) -> None:
     assert SHUT_0(session)
     assert session.destination_ended() == (CLOSE,)
     assert session.outcome is Outcome.COMPLETED
+
+
+def test_nobody_runs_what_was_not_sent() -> None:
+    session = Session()
+    for step in STREAMING:
+        step(session)
+    with pytest.raises(FramingError):
+        SHUT_0(session)
 
 
 def test_one_shut_reaches_the_source() -> None:
