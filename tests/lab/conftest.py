@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from tests.lab.emulator import EmulatedHost
 from tests.lab.hosts import HOSTS, emulator, host_image
@@ -16,3 +18,18 @@ def emulated_host(request: pytest.FixtureRequest) -> Iterator[EmulatedHost]:
     """Each host in turn, booted once for all the tests that use it."""
     with EmulatedHost(host_image(HOSTS[request.param]), emulator()) as host:
         yield host
+
+
+class ByHost(LoadScopeScheduling):  # type: ignore[misc]
+    """Each host is booted by one worker of pytest-xdist; tests that need none go by file to where there is room."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        # Parameters of a session come first in an identifier.
+        file, _, test = nodeid.partition("::")
+        host = test.partition("[")[2].rstrip("]").partition("-")[0]
+        return host if host in HOSTS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByHost | None:
+    """The marks of pytest-xdist 3.8 would do for this, but with pytest 9.2 they have no effect."""
+    return ByHost(config, log) if config.getoption("dist") == "loadscope" else None

@@ -22,14 +22,12 @@ from qmpfilter.verdict.rule import Rule, Stage
 from tests.lab.draft import HEADER, Draft, blob, emitted, recorded, registers
 from tests.lab.emulator import EmulatedHost
 from tests.lab.inhost.nested import ACCEPTED, ANSWER, AT_NESTED_STATE, AT_SREGS, STATE
-from tests.lab.package import ZIP, packed_package
+from tests.lab.package import run_packaged, run_python
 from tests.lab.witnesses import PLAIN, TABLES, borders
 
 __all__ = ["SEEN_LOSSES", "Answer", "Comparison", "ask", "compare", "drafts", "host_facts"]
 
 SECONDS = 240.0
-_PYTHON = ("env", f"PYTHONPATH={ZIP}:.", "python3")
-_PACKAGE = {ZIP: packed_package()}
 BASES = 6  # recordings on which every border is tried
 RANDOM = 1500
 _STAGES = {Stage.SREGS: AT_SREGS, Stage.NESTED_STATE: AT_NESTED_STATE}
@@ -69,7 +67,7 @@ class Comparison:
 
 def host_facts(host: EmulatedHost) -> HostFacts:
     """What the host says of itself, as the verdict would be given it."""
-    return HostFacts.from_json(host.run([*_PYTHON, "-m", "qmpfilter", "doctor", "--json"], _PACKAGE, SECONDS).output)
+    return HostFacts.from_json(run_packaged(host, SECONDS, "doctor", "--json").output)
 
 
 def drafts(seed: int) -> Iterator[Draft]:
@@ -140,7 +138,7 @@ def ask(host: EmulatedHost, facts: HostFacts, states: list[Draft]) -> list[Answe
     )
     rows = [[asdict(row) for row in tables[name].rows] for name in _TABLE_NAMES]
     files = {"tables.json": json.dumps(rows).encode(), "states": zlib.compress(packed, 1)}
-    left = host.run([*_PYTHON, "-m", "inhost.nested"], {**_PACKAGE, **files}, SECONDS).files
+    left = run_python(host, ["-m", "inhost.nested"], files, SECONDS).files
     return [Answer(*answer) for answer in ANSWER.iter_unpack(zlib.decompress(left["answers"]))]
 
 

@@ -49,6 +49,8 @@ class Result:
 class EmulatedHost:
     """A booted host.  Use as a context manager: the emulator ends with the block.
 
+    :ivar installed: for who puts something into a host that later jobs use: what is there since it was booted
+
     The emulator is QEMU without KVM, whose TCG emulates SVM with nested paging; it comes from a host's root
     directory, because older ones crash the guests.  One virtual CPU: with more, kernels trip over the patching
     of their own code.
@@ -62,6 +64,7 @@ class EmulatedHost:
         self._serial = self._directory / "serial"
         self._errors = self._directory / "stderr"
         self._process: subprocess.Popen[bytes] | None = None
+        self.installed: set[str] = set()
         try:
             self._boot()
         except BaseException:
@@ -69,6 +72,7 @@ class EmulatedHost:
             raise
 
     def _boot(self) -> None:
+        self.installed.clear()
         self._socket, port = socket.socketpair()
         self._monitor, monitor = socket.socketpair()
         self._port = self._socket.makefile("rwb")

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""qmpfilter as a host of the laboratory can run it: one zip file with what it imports, for PYTHONPATH."""
+"""qmpfilter as a host of the laboratory can run it: in a directory of its own, with what it imports."""
 
 from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,12 +14,13 @@ from .emulator import EmulatedHost, Result
 
 # Imported by what runs inside of hosts, and pure Python.
 PACKAGES = ("qmpfilter", "construct", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp")
-ZIP = "qmpfilter.zip"
+INSTALL_SECONDS = 120.0
+PLACE = "/opt/qmpfilter"
+_ZIP = "qmpfilter.zip"
 
 
 @cache
-def packed_package() -> bytes:
-    """The zip file; a host runs ``PYTHONPATH=qmpfilter.zip python3 -m qmpfilter``."""
+def _packed_package() -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in PACKAGES:
@@ -27,15 +29,24 @@ def packed_package() -> bytes:
             assert spec.origin is not None
             directory = Path(spec.origin).parent
             above = name.split(".")[:-1]
-            for depth in range(len(above)):
-                # A namespace package is only found in a zip file where the directory itself is in it.
-                archive.mkdir("/".join(above[: depth + 1]))
             for file in sorted(directory.rglob("*.py")):
                 archive.write(file, file.relative_to(directory.parents[len(above)]))
     return packed.getvalue()
 
 
+def run_python(host: EmulatedHost, arguments: Sequence[str], files: Mapping[str, bytes], seconds: float) -> Result:
+    """Runs Python in a host, where it and what it starts can import the package; raises like EmulatedHost.run."""
+    return host.run(["env", f"PYTHONPATH={installed(host)}", "python3", *arguments], dict(files), seconds)
+
+
 def run_packaged(host: EmulatedHost, seconds: float, *arguments: str) -> Result:
     """Runs the command line in a host; raises JobFailed if it ends with something else than 0."""
-    argv = ["env", f"PYTHONPATH={ZIP}", "python3", "-m", "qmpfilter", *arguments]
-    return host.run(argv, {ZIP: packed_package()}, seconds)
+    return run_python(host, ["-m", "qmpfilter", *arguments], {}, seconds)
+
+
+def installed(host: EmulatedHost) -> str:
+    """Where the package is in a host, for PYTHONPATH; put there once, as compiling takes seconds under emulation."""
+    if PLACE not in host.installed:
+        host.run(["python3", "-m", "zipfile", "-e", _ZIP, PLACE], {_ZIP: _packed_package()}, INSTALL_SECONDS)
+        host.installed.add(PLACE)
+    return PLACE

@@ -9,7 +9,7 @@ from qmpfilter.svm.legacy import SIZE_L2
 from qmpfilter.verdict.facts import HostFacts
 from tests.lab.emulator import EmulatedHost
 from tests.lab.hosts import HOSTS, host_image
-from tests.lab.package import ZIP, packed_package
+from tests.lab.package import PLACE, installed
 
 pytestmark = pytest.mark.lab
 
@@ -23,7 +23,7 @@ WARNED = {
     "new": set(),
 }
 
-DOCTOR = f"PYTHONPATH={ZIP} python3 -m qmpfilter doctor"
+DOCTOR = f"PYTHONPATH={PLACE} python3 -m qmpfilter doctor"
 RELOAD = "modprobe -r kvm_amd && modprobe kvm_amd nested={}"
 
 
@@ -32,7 +32,8 @@ def _doctor(
 ) -> tuple[int, str, str]:
     """Exit status, standard output and standard error."""
     script = f"set -e; {before}; set +e; {DOCTOR} {options} >out/text 2>out/error; echo $? >out/status; {after}"
-    files = host.run(["sh", "-c", script], {ZIP: packed_package()}, SECONDS).files
+    installed(host)
+    files = host.run(["sh", "-c", script], {}, SECONDS).files
     return int(files["status"]), files["text"].decode(), files["error"].decode()
 
 

@@ -13,7 +13,7 @@ from qmpfilter.svm import annex
 from tests.helpers.vcpus import vcpus_in_l2
 from tests.lab.emulator import EmulatedHost
 from tests.lab.guest.build import build_guest
-from tests.lab.package import ZIP, packed_package
+from tests.lab.package import run_python
 from tests.lab.scenarios import Migration
 
 pytestmark = pytest.mark.lab
@@ -64,9 +64,8 @@ def travel(host: EmulatedHost, way: Way) -> dict[str, bytes]:
         "l1.elf": guest.elf,
         "spec.json": json.dumps(spec).encode(),
         "nowhere.json": json.dumps(NO_NESTING).encode(),
-        ZIP: packed_package(),
     }
-    return host.run(["python3", "-m", "inhost.relayed", "spec.json"], files, SECONDS).files
+    return run_python(host, ["-m", "inhost.relayed", "spec.json"], files, SECONDS).files
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)

@@ -16,7 +16,7 @@ from qmpfilter.selftest.cases import cases
 from tests.lab import wrong
 from tests.lab.emulator import EmulatedHost, JobFailed
 from tests.lab.hosts import MID, emulator, host_image
-from tests.lab.package import ZIP, packed_package, run_packaged
+from tests.lab.package import run_packaged, run_python
 
 pytestmark = pytest.mark.lab
 
@@ -75,9 +75,9 @@ def test_vmcb12_from_memory_settles_dr7(emulated_host: EmulatedHost) -> None:
 
 
 def test_no_wrong_register_goes_unnoticed() -> None:
-    files = {ZIP: packed_package(), "wrong.py": Path(wrong.__file__).read_bytes()}
+    files = {"wrong.py": Path(wrong.__file__).read_bytes()}
     with EmulatedHost(host_image(MID), emulator()) as host:
-        told = json.loads(host.run(["env", f"PYTHONPATH={ZIP}", "python3", "wrong.py"], files, SECONDS).output)
+        told = json.loads(run_python(host, ["wrong.py"], files, SECONDS).output)
     assert len(told) == len(list(wrong.changes()))
     # A machine that went on from it tells, not only the comparison of states.
     how = "rebuilt from vmcb12_save alone"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -67,8 +66,7 @@ class Journey:
             else ["relay", f"unix:{listen}"]
         )
         argv = [*begin, f"unix:{recorded}", "--report", str(report), *self._spec["options"]]
-        zipped = {"PYTHONPATH": str(self._directory / "qmpfilter.zip")}
-        relay = subprocess.Popen([sys.executable, "-m", "qmpfilter", *argv], env=os.environ | zipped)
+        relay = subprocess.Popen([sys.executable, "-m", "qmpfilter", *argv])
         try:
             before = source.progress().rounds
             if not over_qmp:
