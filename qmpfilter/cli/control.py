@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``qmpfilter status``, ``sessions``, ``show``, ``start`` and ``stop``: what a running daemon is asked."""
+"""What a daemon is asked: ``status``, ``sessions``, ``show``, ``start``, ``stop``, ``reload``, ``off`` and ``on``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from qmpfilter.cli.output import write_out
 from qmpfilter.daemon.client import ask
 from qmpfilter.daemon.config import Config
 from qmpfilter.filter.policy import Enforcement, Mode
+from qmpfilter.relay.address import QMP
 from qmpfilter.verdict.facts import HostFacts
 
-__all__ = ["sessions", "show", "start", "status", "stop"]
+__all__ = ["off", "on", "reload", "sessions", "show", "start", "status", "stop"]
 
 _WIDTH: Final = 200
 
@@ -112,6 +113,14 @@ def show(session: str, path: Path, as_json: bool) -> None:
     help="The destination's facts, as 'qmpfilter doctor --json' printed them there.",
 )
 @click.option("--accept", multiple=True, metavar="CODE", help="Accept this loss too; may be given again.")
+@click.option("--qmp", metavar="SOCKET", help="A QMP socket of the source that nobody else uses.")
+@click.option(
+    "--read-vmcb12",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="Over QMP, read VMCB12 from the stopped source's memory where the stream leaves something to be guessed.",
+)
 @_asking
 def start(
     listen: str,
@@ -120,22 +129,30 @@ def start(
     as_json: bool,
     accept: tuple[str, ...],
     host: Path | None,
+    qmp: str | None,
+    read_vmcb12: str,
     **other: str | None,
 ) -> None:
     """Let the daemon relay one migration, in a process of its own: as 'qmpfilter relay', and returns when it listens.
 
-    With port 0 in LISTEN any free one is taken, and told.
+    With port 0 in LISTEN any free one is taken, and told. With --qmp the source is followed, and VMCB12 can be read
+    from its memory. LISTEN may be qmp:PATH, a source's QMP socket: it then is told to migrate, as by 'qmpfilter
+    migrate', and CONNECT may be qmp:PATH too, the QMP socket of a QEMU that was started with -incoming defer.
 
     Exit status: 0 it listens; 2 a bug of qmpfilter; 3 it cannot, the daemon does not answer, or wrong usage.
     """
     what: dict[str, Any] = {name: value for name, value in other.items() if value is not None}
     if host is not None:
         what["host"] = HostFacts.from_json(host.read_bytes()).to_json()
+    if qmp is not None:
+        what["qmp"] = str(Path(qmp).absolute())
+    what["read_vmcb12"] = read_vmcb12 == "auto"
     answer = ask(path, "relay", listen=_absolute(listen), connect=_absolute(connect), accept=list(accept), **what)
     if as_json:
         _print_json(answer)
     else:
-        write_out(f"{answer['session']} waits at {answer['listen']}\n")
+        begun = "has taken over" if answer["listen"].startswith(QMP) else "waits at"
+        write_out(f"{answer['session']} {begun} {answer['listen'].removeprefix(QMP)}\n")
 
 
 @click.command()
@@ -153,10 +170,54 @@ def stop(session: str, path: Path, as_json: bool) -> None:
         write_out(f"{session} was asked to stop; 'qmpfilter show {session}' tells how it ended\n")
 
 
+@click.command()
+@_asking
+def reload(path: Path, as_json: bool) -> None:
+    """Have the daemon read its configuration again. One that is wrong changes nothing.
+
+    Exit status: 0 it was read; 2 a bug of qmpfilter; 3 it is wrong, the daemon does not answer, or wrong usage.
+    """
+    answer = ask(path, "reload")
+    if as_json:
+        _print_json(answer)
+    else:
+        write_out(f"configuration: {', '.join(answer['config']) or 'defaults'}\n")
+
+
+@click.command()
+@_asking
+def off(path: Path, as_json: bool) -> None:
+    """Have everything pass as it is: every migration that has not edited anything yet, and every one to come.
+
+    The switch is a file, so that it also holds without the daemon; 'touch' and 'rm' do the same.
+
+    Exit status: 0 it is off; 2 a bug of qmpfilter; 3 the daemon does not answer, or wrong usage.
+    """
+    _switch(path, "off", as_json)
+
+
+@click.command()
+@_asking
+def on(path: Path, as_json: bool) -> None:
+    """End what 'qmpfilter off' began.
+
+    Exit status: 0 it is on; 2 a bug of qmpfilter; 3 the daemon does not answer, or wrong usage.
+    """
+    _switch(path, "on", as_json)
+
+
+def _switch(path: Path, op: str, as_json: bool) -> None:
+    answer = ask(path, op)
+    if as_json:
+        _print_json(answer)
+    else:
+        write_out("everything passes as it is\n" if answer["off"] else "migrations are filtered\n")
+
+
 def _absolute(address: str) -> str:
     """The daemon's working directory is another."""
     kind, _, rest = address.partition(":")
-    return f"unix:{Path(rest).absolute()}" if kind == "unix" and rest else address
+    return f"{kind}:{Path(rest).absolute()}" if kind in ("unix", QMP.rstrip(":")) and rest else address
 
 
 def _print_json(answer: Mapping[str, Any]) -> None:

@@ -45,8 +45,11 @@ _COMMANDS: Final = (
     "show",
     "start",
     "stop",
+    "reload",
+    "off",
+    "on",
 )
-_MODULES: Final = dict.fromkeys(("status", "sessions", "show", "start", "stop"), "control")
+_MODULES: Final = dict.fromkeys(("status", "sessions", "show", "start", "stop", "reload", "off", "on"), "control")
 
 
 class _Commands(click.Group):

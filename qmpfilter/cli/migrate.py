@@ -18,13 +18,12 @@ from qmpfilter.qmp.endpoint import Endpoint
 from qmpfilter.qmp.migration import Migration
 from qmpfilter.qmp.source import Source
 from qmpfilter.qmp.whereabouts import Whereabouts
-from qmpfilter.relay.address import parse_address
+from qmpfilter.relay.address import QMP, parse_address
 from qmpfilter.relay.report import as_text
 from qmpfilter.relay.session import Outcome
 
 __all__ = ["migrate"]
 
-_QMP: Final = "qmp:"
 _SHOW_SECONDS: Final = 0.25
 _ALARMS: Final = {
     Whereabouts.BOTH: "both QEMUs say that they run the guest: stop one of them now",
@@ -63,7 +62,7 @@ def migrate(target: str, qmp: str, read_vmcb12: str, choices: Choices) -> int:
     """
     migration = Migration(
         Source(qmp, leave_return_path=choices.policy.without_return_path),
-        Destination(target.removeprefix(_QMP)) if target.startswith(_QMP) else parse_address(target),
+        Destination(target.removeprefix(QMP)) if target.startswith(QMP) else parse_address(target),
         choices.policy,
         choices.waits,
         is_off=KILL_SWITCH.exists,

@@ -17,7 +17,13 @@ show        ``session``                                 ``running``: it as in ``
 stop        ``session``                                 nothing. Before the commit point the guest stays at the
                                                         source; after it nothing changes
 relay       ``listen``, ``connect``: addresses with     ``session``, and ``listen``: the address that is listened
-            absolute paths; of the configuration's      on, with the port if 0 was asked for
+            absolute paths, ``qmp:PATH`` as             on, with the port if 0 was asked for
+            ``listen`` for a source that is to be
+            told to migrate, and then also as
+            ``connect`` for a waiting destination;
+            ``qmp``: the QMP socket of a source that
+            comes by itself; ``read_vmcb12``, true by
+            default; of the configuration's
             values another ``mode``, ``verdict``,
             ``allow_no_return_path``, and more codes
             to ``accept``; ``host``: the destination's
@@ -69,9 +75,9 @@ class Request:
     def __init__(self, values: Mapping[str, Any]) -> None:
         self._values = dict(values)
 
-    def text(self, key: str) -> str:
-        """A text that has to be there."""
-        return self._take(key, str, "a text", None)  # type: ignore[no-any-return]
+    def text(self, key: str, default: str | None = None) -> str:
+        """A text, that has to be there unless there is a default."""
+        return self._take(key, str, "a text", default)  # type: ignore[no-any-return]
 
     def choice(self, key: str, among: list[str], default: str) -> str:
         """One of some texts."""

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from qmpfilter.daemon.sessions import Origin, Session, read_journal
 from qmpfilter.daemon.workers import Worker, start_of
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Policy
-from qmpfilter.relay.address import Address, Destination, TcpAddress
+from qmpfilter.relay.address import QMP, Address, TcpAddress
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.order import Order
 
@@ -38,12 +38,19 @@ _MOST_LOG_LINES: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A session that is to be."""
+    """A session that is to be.
 
-    listen: Address
-    connect: Destination
+    :param listen: where its source comes; None if it is told to migrate over QMP
+    :param connect: an address, or ``qmp:`` and a path: what :class:`~qmpfilter.relay.order.Order` takes
+    :param qmp: the source's QMP socket, empty if it is not to be spoken with
+    """
+
+    listen: Address | None
+    connect: str
     policy: Policy
     waits: Waits
+    qmp: str = ""
+    read_vmcb12: bool = True
 
 
 class Roster:
@@ -101,9 +108,11 @@ class Roster:
             raise HostError(f"{self.config.most_sessions} sessions run already, and max_sessions allows no more")
         self._starting += 1
         try:
-            listener = await self._listen(wanted.listen)
-            with listener:
-                session, ready = await self._begin(wanted, listener)
+            if wanted.listen is None:
+                session, ready = await self._begin(wanted, f"{QMP}{wanted.qmp}", [])
+            else:
+                with await self._listen(wanted.listen) as listener:
+                    session, ready = await self._begin(wanted, _actual(wanted.listen, listener), [listener])
         finally:
             self._starting -= 1
         try:
@@ -168,7 +177,9 @@ class Roster:
         # A name is looked up, which takes time; a path sets the process's umask, which only one may do at once.
         return await asyncio.to_thread(address.listen) if isinstance(address, TcpAddress) else address.listen()
 
-    async def _begin(self, wanted: Wanted, listener: socket.socket) -> tuple[Session, asyncio.Future[None]]:
+    async def _begin(
+        self, wanted: Wanted, listen: str, sockets: Sequence[socket.socket]
+    ) -> tuple[Session, asyncio.Future[None]]:
         name = new_name()
         worker = await Worker.start(self._log(name))
         try:
@@ -177,8 +188,8 @@ class Roster:
                 pid=worker.pid,
                 pid_start=start_of(worker.pid) or 0,
                 began=datetime.now(UTC).isoformat(timespec="milliseconds"),
-                listen=_actual(wanted.listen, listener),
-                connect=str(wanted.connect),
+                listen=listen,
+                connect=wanted.connect,
                 mode=wanted.policy.mode.value,
                 verdict=wanted.policy.enforcement.value,
             )
@@ -192,8 +203,10 @@ class Roster:
                 report=self._reports.path(name),
                 journal=self._journal(name),
                 kill_switch=self.config.kill_switch,
+                qmp=wanted.qmp,
+                read_vmcb12=wanted.read_vmcb12,
             )
-            await worker.give(order, [listener])
+            await worker.give(order, sockets)
         except BaseException:
             worker.kill()
             worker.close()

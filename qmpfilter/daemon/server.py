@@ -28,7 +28,7 @@ from qmpfilter.daemon.reports import Reports
 from qmpfilter.daemon.roster import Roster, Wanted
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
-from qmpfilter.relay.address import UnixAddress, parse_address, parse_destination
+from qmpfilter.relay.address import QMP, Address, UnixAddress, parse_address, parse_destination
 from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["serve"]
@@ -209,15 +209,40 @@ class _Daemon:
         return {"off": False}
 
 
+def _ends(request: Request) -> tuple[Address | None, str, str]:
+    """Where the source comes, None if it is told so over QMP; where it goes; the source's QMP socket."""
+    came, goes, qmp = request.text("listen"), request.text("connect"), request.text("qmp", "")
+    listen: Address | None = None
+    if came.startswith(QMP):
+        if qmp:
+            raise HostError("qmp: the source's QMP socket is told by listen already")
+        qmp = came.removeprefix(QMP)
+    else:
+        listen = parse_address(came)
+    connect = None
+    if goes.startswith(QMP) and listen is None:
+        _check_absolute(goes, goes.removeprefix(QMP))
+    else:
+        connect = parse_destination(goes)
+    for address in (listen, connect):
+        if isinstance(address, UnixAddress):
+            _check_absolute(str(address), address.path)
+    if qmp:
+        _check_absolute(qmp, qmp)
+    return listen, goes, qmp
+
+
+def _check_absolute(address: str, path: str) -> None:
+    if not Path(path).is_absolute():
+        raise HostError(f"{address}: an absolute path was expected")
+
+
 def _wanted(request: Request, config: Config) -> Wanted:
     """:raises HostError: the request is wrong
     :raises PolicyError: it contradicts itself
     """
     policy = config.policy
-    listen, connect = parse_address(request.text("listen")), parse_destination(request.text("connect"))
-    for address in (listen, connect):
-        if isinstance(address, UnixAddress) and not Path(address.path).is_absolute():
-            raise HostError(f"{address}: an absolute path was expected")
+    listen, connect, qmp = _ends(request)
     facts = request.object("host")
     deadlines = request.object("deadlines") or {}
     wanted = Wanted(
@@ -236,6 +261,8 @@ def _wanted(request: Request, config: Config) -> Wanted:
             config.waits,
             **{name: checked("the request", f"deadlines.{name}", value) for name, value in deadlines.items()},
         ),
+        qmp,
+        request.flag("read_vmcb12", True),
     )
     request.end()
     return wanted

@@ -23,7 +23,7 @@ from qmpfilter.relay.order import Order
 
 __all__ = ["Worker", "start_of"]
 
-_MODULE: Final = "qmpfilter.relay.worker"
+_MODULE: Final = "qmpfilter.qmp.worker"
 _LONGEST_LINE: Final = 4 << 20
 _ORDER_SECONDS: Final = 30.0
 # proc_pid_stat(5): starttime is the 22nd field, and the second is a name in brackets that may hold anything.
@@ -98,7 +98,10 @@ class Worker:
         try:
             async with asyncio.timeout(_ORDER_SECONDS):
                 # Into an empty buffer a byte goes at once.
-                socket.send_fds(self._socket, [text[:1]], [one.fileno() for one in sockets])
+                if sockets:
+                    socket.send_fds(self._socket, [text[:1]], [one.fileno() for one in sockets])
+                else:
+                    self._socket.send(text[:1])
                 self._reader, self._writer = await asyncio.open_connection(sock=self._socket, limit=_LONGEST_LINE)
                 self._writer.write(text[1:])
                 await self._writer.drain()

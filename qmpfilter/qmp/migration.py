@@ -14,8 +14,8 @@ import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from qmpfilter.errors import BugError, DeadlineError, HostError
-from qmpfilter.filter.gate import Gate
+from qmpfilter.errors import DeadlineError, HostError, PolicyError, QmpfilterError
+from qmpfilter.filter.gate import Gate, Memory
 from qmpfilter.filter.policy import Policy
 from qmpfilter.qmp.destination import Destination
 from qmpfilter.qmp.endpoint import Endpoint
@@ -28,11 +28,12 @@ from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json
 from qmpfilter.relay.session import Outcome, Phase
 
-__all__ = ["MEMORY_SECONDS", "Migration"]
+__all__ = ["MEMORY_SECONDS", "Migration", "wait_in"]
 
 MEMORY_SECONDS: Final = 5.0
 """For VMCB12 pages, while the guest stands still; a migration goes on without them."""
 
+_STOPPED: Final = "the operator stopped it"
 _WATCH_SECONDS: Final = 0.1
 _DELIVERED: Final = (Outcome.COMPLETED, Outcome.SENT)
 _Value = TypeVar("_Value")
@@ -45,7 +46,9 @@ class Migration:
     :param target: an address at which a destination waits, or a destination that is not connected yet
     :param is_off: the kill switch, see :class:`~qmpfilter.filter.gate.Gate`
     :param read_memory: VMCB12 pages are read from the source where the stream leaves something to be guessed
-    :ivar gate: what looks into it
+    :param make_gate: makes what looks into the stream
+    :ivar gate: what looks into the stream
+    :ivar relay: what passes it on
     """
 
     def __init__(
@@ -57,24 +60,19 @@ class Migration:
         *,
         is_off: Callable[[], bool] = lambda: False,
         read_memory: bool = True,
+        make_gate: Callable[[Policy, Callable[[], bool], Memory | None], Gate] = Gate,
     ) -> None:
         self.source = source
         self.destination = target if isinstance(target, Destination) else None
-        self.gate = Gate(policy, is_off, self._read_memory if read_memory else None)
-        self._target = self._connect if isinstance(target, Destination) else target.connect
-        self._waits = waits
-        self._relay: Relay | None = None
+        self.gate = make_gate(policy, is_off, self._read_memory if read_memory else None)
+        connect = self._connect if isinstance(target, Destination) else target.connect
+        self.relay = Relay(connect, self.gate, waits)
         self._policy = policy
+        self._begun = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cancelled = False
         self._main: asyncio.Task[Any] | None = None
-
-    @property
-    def relay(self) -> Relay:
-        """What passes the stream on, once the migration was begun."""
-        if self._relay is None:
-            raise BugError("the migration was not begun")
-        return self._relay
+        self._unwanted = False
 
     @property
     def ends(self) -> tuple[Endpoint, ...]:
@@ -89,7 +87,7 @@ class Migration:
     @property
     def committed(self) -> bool:
         """The destination may run the guest: nothing ends the migration any more."""
-        return self._relay is not None and "committed" in self._relay.moments
+        return "committed" in self.relay.moments
 
     async def run(self) -> Outcome:
         """Carry it out.
@@ -101,21 +99,31 @@ class Migration:
         self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
         try:
+            if self._unwanted:
+                raise asyncio.CancelledError
             ours = await self._begin()
             outcome = await self._relayed(ours)
             await self._settle(outcome)
             return outcome
+        except (QmpfilterError, asyncio.CancelledError) as error:
+            cause = error if isinstance(error, QmpfilterError) else HostError(_STOPPED)
+            self.relay.stop(cause, veto=isinstance(error, PolicyError))
+            if not self._begun:
+                # Stopped, it only closes what it has.
+                self.relay.run([])
+            raise
         finally:
             for end in self.ends:
                 await end.close()
 
     def interrupt(self) -> None:
         """End it, unless its commit point has passed; in the loop that runs it."""
-        if self._relay is None:
-            if self._main is not None:
-                self._main.cancel()
-            return
-        self._relay.stop(HostError("the operator stopped it"))
+        if self._begun:
+            self.relay.stop(HostError(_STOPPED))
+        elif self._main is not None:
+            self._main.cancel()
+        else:
+            self._unwanted = True
 
     def report(self) -> dict[str, Any]:
         """For :func:`json.dumps`: the relay's report, and what both QEMUs said."""
@@ -156,8 +164,8 @@ class Migration:
     async def _relayed(self, ours: socket.socket) -> Outcome:
         over = asyncio.Event()
         followers = [asyncio.create_task(end.follow(over)) for end in self.ends]
-        self._relay = Relay(self._target, self.gate, self._waits)
-        relaying = asyncio.create_task(asyncio.to_thread(self._relay.run, [ours]))
+        self._begun = True
+        relaying = asyncio.create_task(asyncio.to_thread(self.relay.run, [ours]))
         try:
             while not relaying.done():
                 await asyncio.wait((relaying,), timeout=_WATCH_SECONDS)
@@ -192,12 +200,7 @@ class Migration:
 
     def _wait(self, work: Coroutine[Any, Any, _Value], seconds: float, what: str) -> _Value:
         assert self._loop is not None
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result(seconds)
-        except (TimeoutError, concurrent.futures.CancelledError) as error:
-            future.cancel()
-            raise DeadlineError(f"{what} took longer than {seconds:g} s") from error
+        return wait_in(self._loop, work, seconds, what)
 
     # --- after ---------------------------------------------------------------------------------
 
@@ -212,3 +215,20 @@ class Migration:
             await self.source.restore()
         if self.destination is not None:
             await self.destination.restore()
+
+
+def wait_in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, _Value], seconds: float, what: str) -> _Value:
+    """Have a loop that runs in another thread do something, and wait for it.
+
+    :raises DeadlineError: it takes too long, or the loop has ended
+    """
+    try:
+        future = asyncio.run_coroutine_threadsafe(work, loop)
+    except RuntimeError as error:
+        work.close()
+        raise DeadlineError(f"{what}: too late") from error
+    try:
+        return future.result(seconds)
+    except (TimeoutError, concurrent.futures.CancelledError) as error:
+        future.cancel()
+        raise DeadlineError(f"{what} took longer than {seconds:g} s") from error

@@ -21,6 +21,7 @@ from qmpfilter.relay.deadline import Deadline
 
 __all__ = [
     "MARK",
+    "QMP",
     "Address",
     "Destination",
     "OriginalDestination",
@@ -29,6 +30,9 @@ __all__ = [
     "parse_address",
     "parse_destination",
 ]
+
+QMP: Final = "qmp:"
+"""Before the path of a QMP socket, where one may stand instead of an address."""
 
 MARK: Final = 0x716D
 """SO_MARK of a relay's own connections to an original destination, which a rule that redirects has to let pass."""

@@ -26,7 +26,10 @@ class Order:
 
     :param session: its name
     :param listen: where its source comes, for the report
-    :param destination: an address as :func:`~qmpfilter.relay.address.parse_destination` takes it
+    :param destination: an address as :func:`~qmpfilter.relay.address.parse_destination` takes it; where the source
+        is told to migrate over QMP, also ``qmp:`` and the path of the destination's QMP socket
+    :param qmp: the source's QMP socket, empty if it is not to be spoken with
+    :param read_vmcb12: VMCB12 is read over QMP where the stream leaves something to be guessed
     :param policy: what is done to the stream
     :param waits: how long to wait for what
     :param report: the file that tells how it ended
@@ -42,6 +45,8 @@ class Order:
     report: Path
     journal: Path
     kill_switch: Path
+    qmp: str = ""
+    read_vmcb12: bool = True
 
     def to_json(self) -> str:
         """One line, without its end."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``python -m qmpfilter.relay.worker FD``: one migration in a process of its own.
+"""One migration in a process of its own, started by :mod:`qmpfilter.qmp.worker` with a number FD.
 
 FD is a stream socket to the daemon. The daemon sends one line, an :class:`~qmpfilter.relay.order.Order`, with the
 sockets of the migration (SCM_RIGHTS), and later perhaps ``{"op": "stop"}``. The worker sends lines back, JSON
@@ -24,7 +24,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from qmpfilter.errors import BugError, HostError, PolicyError
-from qmpfilter.filter.gate import Gate, Piece
+from qmpfilter.filter.gate import Gate, Memory, Piece
+from qmpfilter.filter.policy import Policy
 from qmpfilter.relay.address import parse_destination
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.order import Order
@@ -41,7 +41,7 @@ from qmpfilter.relay.report import as_json
 from qmpfilter.relay.session import Phase
 from qmpfilter.saveimage.outfile import OutputFile
 
-__all__ = ["MOST_SOCKETS", "main"]
+__all__ = ["MOST_SOCKETS", "Line", "Worker", "serve"]
 
 MOST_SOCKETS: Final = 64
 
@@ -54,7 +54,7 @@ _LAST_WORDS_SECONDS: Final = 1.0
 _TICK: Final = 0.25
 
 
-class _Line:
+class Line:
     """The line to the daemon: sends without waiting, from any thread, and keeps only so much."""
 
     def __init__(self, end: socket.socket) -> None:
@@ -148,7 +148,7 @@ class _Journal:
     """How far the migration is, for the daemon and for one that starts later: each phase once, and none after a
     later one, whichever thread comes first."""
 
-    def __init__(self, order: Order, line: _Line) -> None:
+    def __init__(self, order: Order, line: Line) -> None:
         self._line = line
         self._lock = threading.Lock()
         self._untold = list(Phase)
@@ -171,8 +171,10 @@ class _Journal:
 class _Announcing(Gate):
     """A gate that says when the commit point is about to pass."""
 
-    def __init__(self, order: Order, committing: Callable[[], None]) -> None:
-        super().__init__(order.policy, order.kill_switch.exists)
+    def __init__(
+        self, policy: Policy, is_off: Callable[[], bool], memory: Memory | None, *, committing: Callable[[], None]
+    ) -> None:
+        super().__init__(policy, is_off, memory)
         self._committing = committing
 
     def receive_data(self, data: memoryview) -> Iterator[Piece]:
@@ -188,27 +190,33 @@ class _Announcing(Gate):
             yield piece
 
 
-class _Worker:
-    """One order, carried out once."""
+class Worker:
+    """One order, carried out once.
 
-    def __init__(self, order: Order, line: _Line) -> None:
-        self._order = order
+    :param memory: see :class:`~qmpfilter.filter.gate.Gate`
+    :ivar relay: what passes the stream on
+    :ivar gate: what looks into it
+    :raises HostError: the destination's address is none
+    """
+
+    def __init__(self, order: Order, line: Line, memory: Memory | None = None) -> None:
+        self.order = order
         self._line = line
         self._journal = _Journal(order, line)
-        self._gate = _Announcing(order, lambda: self._journal.tell(Phase.COMMITTED))
-        self._relay = Relay(parse_destination(order.destination).connect, self._gate, order.waits)
         self._over = threading.Event()
         self._moved: tuple[int, int, int] = (0, 0, 0)
+        self.relay, self.gate = self._engine(memory)
 
     def run(self, sockets: list[socket.socket]) -> None:
+        """To its end, and its report."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._relay.interrupt())
+            signal.signal(number, lambda *_: self.interrupt())
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         self._journal.tell(Phase.WAITING)
         attendant = threading.Thread(target=self._attend, name="attendant", daemon=True)
         attendant.start()
         try:
-            self._relay.run(sockets)
+            self.carry_out(sockets)
         except Exception:
             # The session has ended all the same, and its report says of what.
             _log.exception("the relay")
@@ -216,31 +224,56 @@ class _Worker:
         attendant.join()
         self._report()
 
+    def carry_out(self, sockets: list[socket.socket]) -> None:
+        """The migration; the session has ended when this returns."""
+        self.relay.run(sockets)
+
+    def told(self) -> dict[str, Any]:
+        """What the report says of the migration."""
+        return as_json(self.relay, self.gate, self.order.policy)
+
+    def interrupt(self) -> None:
+        """A signal asks for the end."""
+        self.relay.interrupt()
+
+    def stop(self) -> None:
+        """The operator asks for the end."""
+        self.relay.stop(HostError("the operator stopped it"))
+
+    def make_gate(self, policy: Policy, is_off: Callable[[], bool], memory: Memory | None) -> Gate:
+        """A gate whose commit point is in the journal before it passes."""
+        return _Announcing(policy, is_off, memory, committing=lambda: self._journal.tell(Phase.COMMITTED))
+
+    def _engine(self, memory: Memory | None) -> tuple[Relay, Gate]:
+        order = self.order
+        gate = self.make_gate(order.policy, order.kill_switch.exists, memory)
+        return Relay(parse_destination(order.destination).connect, gate, order.waits), gate
+
     def _attend(self) -> None:
         """Pass on what happens, and what the daemon wants."""
         while not self._over.is_set():
             for said in self._line.listen(_TICK):
                 if said == {"op": "stop"}:
-                    self._relay.stop(HostError("the operator stopped it"))
+                    self.stop()
             self._tell_progress()
 
     def _tell_progress(self) -> None:
-        phase = self._relay.session.phase
+        phase = self.relay.session.phase
         if phase in (Phase.STREAMING, Phase.COMMITTED):
             self._journal.tell(phase)
-        channels = [channel.value for channel in self._relay.channels]
-        moved = (self._relay.forward, self._relay.backward, len(channels))
+        channels = [channel.value for channel in self.relay.channels]
+        moved = (self.relay.forward, self.relay.backward, len(channels))
         if moved != self._moved:
             self._moved = moved
             self._line.say("moved", droppable=True, forward=moved[0], backward=moved[1], channels=channels)
 
     def _report(self) -> None:
-        order, session = self._order, self._relay.session
+        order, session = self.order, self.relay.session
         report = {
             "session": order.session,
             "listen": order.listen,
             "connect": order.destination,
-            **as_json(self._relay, self._gate, order.policy),
+            **self.told(),
         }
         try:
             with OutputFile(str(order.report)) as file:
@@ -253,13 +286,16 @@ class _Worker:
         self._line.say("report", report=report)
 
 
-def main(arguments: list[str]) -> int:
-    """Take one order from the socket with that number, and carry it out."""
+def serve(number: int, choose: Callable[[Order, Line, bool], Worker]) -> int:
+    """Take one order from the socket with that number, and carry it out.
+
+    :param choose: makes the worker for an order, and is told whether sockets came with it
+    """
     logging.basicConfig(format="%(asctime)s %(name)s: %(levelname)s: %(message)s", level=logging.INFO)
-    line = _Line(socket.socket(fileno=int(arguments[0])))
+    line = Line(socket.socket(fileno=number))
     try:
         order, sockets = line.receive_order()
-        worker = _Worker(order, line)
+        worker = choose(order, line, bool(sockets))
     except (BugError, HostError, PolicyError, OSError) as error:
         line.say("refused", reason=str(error))
         line.close()
@@ -267,7 +303,3 @@ def main(arguments: list[str]) -> int:
     worker.run(sockets)
     line.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

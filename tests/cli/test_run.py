@@ -38,6 +38,11 @@ def test_all_of_them(
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
     socket = ("--socket", str(daemon.socket))
+    for command, said in (("off", "everything passes as it is"), ("on", "migrations are filtered")):
+        assert Said(capsys, command, *socket).out == f"{said}\n"
+        assert json.loads(Said(capsys, "status", *socket, "--json").out)["off"] is (command == "off")
+    assert Said(capsys, "reload", *socket).out.startswith("configuration: /")
+
     status = Said(capsys, "status", *socket)
     assert (status.status, status.errors) == (0, "")
     assert f"process {daemon.process.pid}, since " in status.out
@@ -74,7 +79,17 @@ def test_all_of_them(
 
 
 @pytest.mark.parametrize(
-    "command", [("status",), ("sessions",), ("show", "x"), ("stop", "x"), ("start", "tcp::0", "unix:x")]
+    "command",
+    [
+        ("status",),
+        ("sessions",),
+        ("show", "x"),
+        ("stop", "x"),
+        ("start", "tcp::0", "unix:x"),
+        ("reload",),
+        ("off",),
+        ("on",),
+    ],
 )
 def test_no_daemon(command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "control.sock"

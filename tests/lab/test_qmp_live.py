@@ -18,6 +18,7 @@ import pytest
 from qmpfilter.cli.main import EXIT_HOST
 from qmpfilter.cli.policy_options import EXIT_STAYED, EXIT_VETOED
 from qmpfilter.qmp.source import Source
+from tests.helpers.daemon import DaemonProcess
 from tests.lab.inhost.machine import Machine
 from tests.lab.inhost.waiting import wait_until
 from tests.lab.live import machine, qemu_in, runs
@@ -343,3 +344,26 @@ def test_pipe_that_is_cancelled(pair: Pair) -> None:
     assert wait_for_the_end(pair) == "cancelled"
     assert "nothing came from the source for 2 s" in pair.report["reason"]
     pair.check_that_the_source_goes_on()
+
+
+def test_a_daemon_takes_it_over(pair: Pair) -> None:
+    with DaemonProcess(pair.directory) as daemon:
+        told = daemon.ask("relay", listen=f"qmp:{pair.qmp(pair.source)}", connect=pair.to_qmp)
+        report = daemon.report(told["session"])
+    assert (report["outcome"], report["guest_at"]) == ("completed", "destination")
+    pair.check_that_the_destination_goes_on()
+
+
+def test_a_daemon_follows_a_source(pair: Pair) -> None:
+    incoming, listen = (f"unix:{pair.directory / name}" for name in ("incoming", "listen"))
+    for end in (pair.source, pair.destination):
+        end.configure([*TOUCHED], {})
+    pair.destination.qmp.command("migrate-incoming", uri=incoming)
+    with DaemonProcess(pair.directory) as daemon:
+        told = daemon.ask("relay", listen=listen, connect=incoming, qmp=str(pair.qmp(pair.source)))
+        pair.source.qmp.command("migrate", uri=listen)
+        report = daemon.report(told["session"])
+    assert report["outcome"] == "completed"
+    assert (report["source"]["guest"], report["source"]["problems"]) == ("postmigrate", [])
+    assert report["source"]["migration"]["milliseconds"]["downtime"] > 0
+    pair.check_that_the_destination_goes_on()

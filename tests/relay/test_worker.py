@@ -45,7 +45,7 @@ class Rig:
         self.line.settimeout(SECONDS)
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "qmpfilter.relay.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "qmpfilter.qmp.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
 
