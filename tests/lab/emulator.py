@@ -11,11 +11,12 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from .hosts import Host, HostImage, Rootfs
 from .inhost import agent
@@ -25,6 +26,7 @@ TOOL_SECONDS = 60.0
 MEMORY_MIB = 1500
 LOG_LINES = 40
 LOOKS = 3
+AGAIN = "the emulated host is booted again"  # setup.cfg lets this warning pass
 ON_NMI = "unknown_nmi_panic"  # prints the call trace
 NOISE = "warning: TCG doesn't support requested feature"  # normal, and there are many
 IN_HOST = Path(agent.__file__).parent
@@ -46,10 +48,14 @@ class Result:
     files: dict[str, bytes]
 
 
+class _Job(NamedTuple):
+    argv: Sequence[str]
+    files: Mapping[str, bytes]
+    seconds: float
+
+
 class EmulatedHost:
     """A booted host.  Use as a context manager: the emulator ends with the block.
-
-    :ivar installed: for who puts something into a host that later jobs use: what is there since it was booted
 
     The emulator is QEMU without KVM, whose TCG emulates SVM with nested paging; it comes from a host's root
     directory, because older ones crash the guests.  One virtual CPU: with more, kernels trip over the patching
@@ -64,7 +70,7 @@ class EmulatedHost:
         self._serial = self._directory / "serial"
         self._errors = self._directory / "stderr"
         self._process: subprocess.Popen[bytes] | None = None
-        self.installed: set[str] = set()
+        self._provided: dict[str, _Job] = {}
         try:
             self._boot()
         except BaseException:
@@ -72,13 +78,14 @@ class EmulatedHost:
             raise
 
     def _boot(self) -> None:
-        self.installed.clear()
         self._socket, port = socket.socketpair()
         self._monitor, monitor = socket.socketpair()
         self._port = self._socket.makefile("rwb")
         with port, monitor:
             self._start(port.fileno(), monitor.fileno())
         self.kernel = str(self._exchange(None, b"", BOOT_SECONDS)[0]["hello"])
+        for job in self._provided.values():
+            self._do(job)
 
     def __enter__(self) -> EmulatedHost:
         return self
@@ -103,25 +110,41 @@ class EmulatedHost:
         self._socket.close()
         self._monitor.close()
 
-    def run(self, argv: Sequence[str], files: dict[str, bytes], seconds: float) -> Result:
+    def run(self, argv: Sequence[str], files: Mapping[str, bytes], seconds: float) -> Result:
         """Runs a program in the host, in a directory with the files and the package ``inhost``.
 
-        A host that ended is booted again: one job that was too much for it is one failure.
+        A host that does not answer any more is booted again, and gets the job once more: that the emulator, or a
+        kernel on it, stands still now and then is told in a warning, with what the processor was doing.
 
         Raises JobFailed if it ends with something else than 0 or does not end in ``seconds``, and EmulatorError
         if the host does not answer.
         """
+        job = _Job(argv, files, seconds)
         if self._process is None:
             self._boot()
+        try:
+            return self._do(job)
+        except EmulatorError as silence:
+            warnings.warn(f"{AGAIN}: {silence}", stacklevel=2)
+            self._boot()
+            return self._do(job)
+
+    def provide(self, name: str, argv: Sequence[str], files: Mapping[str, bytes], seconds: float) -> None:
+        """Has a job done once, and again after each boot, that leaves what later jobs need."""
+        if name not in self._provided:
+            self.run(argv, files, seconds)
+            self._provided[name] = _Job(argv, files, seconds)
+
+    def _do(self, job: _Job) -> Result:
         with_package = Path(mkdtemp(dir=self._directory))
         shutil.copytree(IN_HOST, with_package / "inhost", ignore=shutil.ignore_patterns("__pycache__"))
-        for name, content in files.items():
+        for name, content in job.files.items():
             (with_package / name).write_bytes(content)
-        job = {"argv": list(argv), "timeout": seconds}
-        reply, archive = self._exchange(job, agent.pack_directory(with_package), seconds + TOOL_SECONDS)
+        fields = {"argv": list(job.argv), "timeout": job.seconds}
+        reply, archive = self._exchange(fields, agent.pack_directory(with_package), job.seconds + TOOL_SECONDS)
         shutil.rmtree(with_package)
         if reply["returncode"] != 0:
-            ended = f"{' '.join(argv)} on {self.host.name} ended with {reply['returncode']}"
+            ended = f"{' '.join(job.argv)} on {self.host.name} ended with {reply['returncode']}"
             raise JobFailed(f"{ended}:\n{reply['output']}")
         left = Path(mkdtemp(dir=self._directory))
         agent.unpack(archive, left)

@@ -36,7 +36,7 @@ def _packed_package() -> bytes:
 
 def run_python(host: EmulatedHost, arguments: Sequence[str], files: Mapping[str, bytes], seconds: float) -> Result:
     """Runs Python in a host, where it and what it starts can import the package; raises like EmulatedHost.run."""
-    return host.run(["env", f"PYTHONPATH={installed(host)}", "python3", *arguments], dict(files), seconds)
+    return host.run(["env", f"PYTHONPATH={installed(host)}", "python3", *arguments], files, seconds)
 
 
 def run_packaged(host: EmulatedHost, seconds: float, *arguments: str) -> Result:
@@ -46,7 +46,6 @@ def run_packaged(host: EmulatedHost, seconds: float, *arguments: str) -> Result:
 
 def installed(host: EmulatedHost) -> str:
     """Where the package is in a host, for PYTHONPATH; put there once, as compiling takes seconds under emulation."""
-    if PLACE not in host.installed:
-        host.run(["python3", "-m", "zipfile", "-e", _ZIP, PLACE], {_ZIP: _packed_package()}, INSTALL_SECONDS)
-        host.installed.add(PLACE)
+    unpack = ["python3", "-m", "zipfile", "-e", _ZIP, PLACE]
+    host.provide("package", unpack, {_ZIP: _packed_package()}, INSTALL_SECONDS)
     return PLACE
