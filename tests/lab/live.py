@@ -31,7 +31,7 @@ from qmpfilter.wire.parser import State, StreamParser
 from .guest.build import build_guest
 from .hosts import emulator
 from .inhost.machine import QEMU, Machine
-from .inhost.waiting import wait_until
+from .inhost.waiting import listens, wait_until
 
 SECONDS = 60.0
 BUFFER = 1 << 20
@@ -80,7 +80,7 @@ class RelayProcess:
             [*argv, "--report", str(self._report), *options],
             stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
         )  # fmt: skip
-        wait_until(self.address.exists, SECONDS, "the relay's socket", 0.02)
+        wait_until(lambda: listens(self.address), SECONDS, "the relay's socket", 0.02)
 
     def __enter__(self) -> RelayProcess:
         return self

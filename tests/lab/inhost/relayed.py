@@ -18,7 +18,7 @@ from typing import Any
 
 from .machine import Machine
 from .relay import RecordingRelay
-from .waiting import wait_until
+from .waiting import listens, wait_until
 
 SECONDS = 120.0
 TOUCHED = ("return-path", "events")
@@ -70,7 +70,7 @@ class Journey:
         try:
             before = source.progress().rounds
             if not over_qmp:
-                wait_until(listen.exists, SECONDS, "the relay's socket", 0.05)
+                wait_until(lambda: listens(listen), SECONDS, "the relay's socket", 0.05)
                 source.qmp.command("migrate", uri=f"unix:{listen}")
             if "postcopy-ram" in self._spec["capabilities"]:
                 wait_until(lambda: _transferred(source) > 0, SECONDS, "the first page", 0.02)

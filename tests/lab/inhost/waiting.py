@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
+
+# Of /proc/net/unix: include/uapi/linux/net.h, __SO_ACCEPTCON.
+LISTENS = 1 << 16
 
 
 class Deadline:
@@ -28,3 +32,9 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str, interva
     deadline = Deadline(seconds, what)
     while not condition():
         time.sleep(min(interval, deadline.remaining()))
+
+
+def listens(path: Path) -> bool:
+    """Somebody listens on a unix socket: it is there a moment before that."""
+    rows = [line.split(maxsplit=7) for line in Path("/proc/net/unix").read_text(errors="replace").splitlines()[1:]]
+    return any(len(row) == 8 and row[7] == str(path) and int(row[3], 16) & LISTENS for row in rows)
