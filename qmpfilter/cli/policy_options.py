@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -14,9 +13,11 @@ from typing import Any, Final
 
 import click
 
+from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.session import Outcome
+from qmpfilter.saveimage.outfile import OutputFile
 from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["EXIT_IN_DOUBT", "EXIT_STAYED", "EXIT_VETOED", "KILL_SWITCH", "STATUS", "Choices", "policy_options"]
@@ -53,12 +54,11 @@ class Choices:
         and a report that cannot be written changes nothing of how it ended: that is said and no more."""
         if self.report is None:
             return
-        scratch = self.report.with_name(f".{self.report.name}.{os.getpid()}")
         try:
-            with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as file:
-                file.write(json.dumps(told, indent=1) + "\n")
-            scratch.replace(self.report)
-        except OSError as error:
+            with OutputFile(str(self.report)) as file:
+                file.write(json.dumps(told, indent=1).encode() + b"\n")
+                file.commit()
+        except HostError as error:
             print(f"qmpfilter: the report could not be written: {error}", file=sys.stderr)
 
 
