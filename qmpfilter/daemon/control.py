@@ -33,9 +33,10 @@ reload                                                  ``config``: the files th
 off, on                                                 ``off``: whether everything passes as it is
 =========== =========================================== ==========================================================
 
-A running session has ``session``, ``listen``, ``connect``, ``mode``, ``verdict``, ``began``, ``pid``, ``stage``
-(starting, waiting, streaming, committed), ``attached`` (its worker was started by this daemon), ``channels``,
-``bytes``, ``moments``. An ended one has ``session``, ``listen``, ``connect``, ``mode``, ``outcome``, ``reason``.
+A running session has ``session``, ``listen``, ``connect``, ``mode``, ``verdict``, ``began``, ``asked_by`` (the user
+and process that asked for it), ``pid``, ``stage`` (starting, waiting, streaming, committed), ``attached`` (its worker
+was started by this daemon), ``channels``, ``bytes``, ``moments``. An ended one has ``session``, ``listen``,
+``connect``, ``mode``, ``outcome``, ``reason``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ import os
 import socket
 import struct
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from qmpfilter.errors import BugError, HostError, PolicyError, QmpfilterError
 from qmpfilter.relay.address import UnixAddress
@@ -69,11 +70,14 @@ _UCRED: Final = struct.Struct("3i")  # unix(7): pid, uid, gid
 class Request:
     """What was asked, taken key by key.
 
+    :ivar peer: the user and process that asks, in words
+
     :raises HostError: (all methods) a value is missing or of the wrong kind
     """
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], peer: str = "") -> None:
         self._values = dict(values)
+        self.peer = peer
 
     def text(self, key: str, default: str | None = None) -> str:
         """A text, that has to be there unless there is a default."""
@@ -122,6 +126,25 @@ class Request:
         return value
 
 
+class _Peer(NamedTuple):
+    """Who asks."""
+
+    pid: int
+    uid: int
+
+    @classmethod
+    def of(cls, connection: socket.socket) -> _Peer:
+        pid, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        return cls(pid, uid)
+
+    @property
+    def may_ask(self) -> bool:
+        return self.uid in (0, os.geteuid())
+
+    def __str__(self) -> str:
+        return f"user {self.uid}, process {self.pid}"
+
+
 Operation = Callable[[Request], Awaitable[dict[str, Any]]]
 
 
@@ -159,12 +182,12 @@ class Control:
         assert task is not None
         self._tasks.add(task)
         try:
-            allowed = _may_ask(writer.get_extra_info("socket"))
+            peer = _Peer.of(writer.get_extra_info("socket"))
             while line := await _request(reader, writer):
-                if not allowed:
+                if not peer.may_ask:
                     await _say(writer, _error(HostError("only root and the daemon's own user may ask")))
                     break
-                await _say(writer, await self._answer(line))
+                await _say(writer, await self._answer(line, str(peer)))
         except (OSError, TimeoutError, asyncio.CancelledError):
             # Whoever asked has gone, or the daemon goes.
             pass
@@ -172,7 +195,7 @@ class Control:
             self._tasks.discard(task)
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, peer: str) -> dict[str, Any]:
         try:
             try:
                 values = json.loads(line)
@@ -180,7 +203,7 @@ class Control:
                 raise HostError(f"not a request: no JSON ({error})") from None
             if not isinstance(values, dict):
                 raise HostError("not a request: no JSON object")
-            request = Request(values)
+            request = Request(values, peer)
             name = request.text("op")
             if name not in self._operations:
                 raise HostError(f"no such op: {name!r}; there are {', '.join(self._operations)}")
@@ -218,11 +241,6 @@ async def _say(writer: asyncio.StreamWriter, answer: Mapping[str, Any]) -> None:
     async with asyncio.timeout(_REQUEST_SECONDS):
         writer.write(json.dumps(answer).encode() + b"\n")
         await writer.drain()
-
-
-def _may_ask(connection: socket.socket) -> bool:
-    _, uid, _ = _UCRED.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return uid in (0, os.geteuid())
 
 
 def _error(error: QmpfilterError) -> dict[str, Any]:

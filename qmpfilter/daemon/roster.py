@@ -42,6 +42,7 @@ class Wanted:
 
     :param listen: where its source comes; None if it is told to migrate over QMP
     :param connect: an address, or ``qmp:`` and a path: what :class:`~qmpfilter.relay.order.Order` takes
+    :param asked_by: the user and process that ask for it
     :param qmp: the source's QMP socket, empty if it is not to be spoken with
     """
 
@@ -49,6 +50,7 @@ class Wanted:
     connect: str
     policy: Policy
     waits: Waits
+    asked_by: str
     qmp: str = ""
     read_vmcb12: bool = True
 
@@ -192,6 +194,7 @@ class Roster:
                 connect=wanted.connect,
                 mode=wanted.policy.mode.value,
                 verdict=wanted.policy.enforcement.value,
+                asked_by=wanted.asked_by,
             )
             self._write_origin(origin)
             order = Order(
@@ -203,6 +206,7 @@ class Roster:
                 report=self._reports.path(name),
                 journal=self._journal(name),
                 kill_switch=self.config.kill_switch,
+                asked_by=wanted.asked_by,
                 qmp=wanted.qmp,
                 read_vmcb12=wanted.read_vmcb12,
             )

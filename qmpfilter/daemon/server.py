@@ -261,6 +261,7 @@ def _wanted(request: Request, config: Config) -> Wanted:
             config.waits,
             **{name: checked("the request", f"deadlines.{name}", value) for name, value in deadlines.items()},
         ),
+        request.peer,
         qmp,
         request.flag("read_vmcb12", True),
     )

@@ -45,6 +45,7 @@ class Origin:
     :param pid: of its worker
     :param pid_start: when that began, in the kernel's clock ticks since boot: a pid alone may come again
     :param began: UTC, ISO 8601
+    :param asked_by: the user and process that asked for it
     """
 
     session: str
@@ -55,6 +56,7 @@ class Origin:
     connect: str
     mode: str
     verdict: str
+    asked_by: str
 
     def to_json(self) -> str:
         """One line, without its end."""
@@ -140,6 +142,7 @@ class Session:
             "session": self.origin.session,
             "listen": self.origin.listen,
             "connect": self.origin.connect,
+            "asked_by": self.origin.asked_by,
             "format": FORMAT,
             "outcome": self.ending.outcome.value,
             "reason": self.ending.reason,

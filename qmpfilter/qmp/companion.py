@@ -58,6 +58,7 @@ class Companion:
     async def _follow(self) -> None:
         try:
             await self._source.connect()
+            await self._source.ask_who()
         except HostError as error:
             self._source.problems.append(str(error))
         try:

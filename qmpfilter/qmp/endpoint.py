@@ -36,6 +36,8 @@ class Endpoint:
 
     :param path: of its QMP socket
     :ivar version: empty until it was connected to
+    :ivar name: the guest's, where it was given one
+    :ivar uuid: the guest's
     :ivar info: the last that query-migrate said
     :ivar guest: the last that query-status said: a RunState, empty if it was not asked
     :ivar gone: nobody listened at its QMP socket when it was last tried
@@ -47,6 +49,8 @@ class Endpoint:
     def __init__(self, path: str) -> None:
         self.path = path
         self.version = ""
+        self.name = ""
+        self.uuid = ""
         self.info = MigrationInfo()
         self.guest = ""
         self.moments: list[Moment] = []
@@ -66,6 +70,8 @@ class Endpoint:
         return {
             "qmp": self.path,
             "qemu": self.version,
+            "name": self.name,
+            "uuid": self.uuid,
             "guest": self.guest,
             "gone": self.gone,
             "migration": self.info.as_json(),
@@ -96,11 +102,17 @@ class Endpoint:
             raise HostError(f"{self.path}: {command}: the QMP connection is lost")
         return await self._monitor.execute(command, arguments)
 
+    async def ask_who(self) -> None:
+        """:raises HostError: it does not answer"""
+        self.name = str((await self.execute("query-name")).get("name", ""))
+        self.uuid = str((await self.execute("query-uuid")).get("UUID", ""))
+
     async def read_settings(self) -> dict[str, Any]:
         """Ask for everything there is; returns the migration parameters.
 
         :raises HostError: it does not answer
         """
+        await self.ask_who()
         self.info = MigrationInfo.of(await self.execute("query-migrate"))
         await self.ask_guest()
         told = await self.execute("query-migrate-capabilities")

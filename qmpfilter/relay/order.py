@@ -29,6 +29,7 @@ class Order:
     :param destination: an address as :func:`~qmpfilter.relay.address.parse_destination` takes it; where the source
         is told to migrate over QMP, also ``qmp:`` and the path of the destination's QMP socket
     :param qmp: the source's QMP socket, empty if it is not to be spoken with
+    :param asked_by: who wanted the migration, for the report
     :param read_vmcb12: VMCB12 is read over QMP where the stream leaves something to be guessed
     :param policy: what is done to the stream
     :param waits: how long to wait for what
@@ -45,6 +46,7 @@ class Order:
     report: Path
     journal: Path
     kill_switch: Path
+    asked_by: str = ""
     qmp: str = ""
     read_vmcb12: bool = True
 

@@ -273,6 +273,7 @@ class Worker:
             "session": order.session,
             "listen": order.listen,
             "connect": order.destination,
+            "asked_by": order.asked_by,
             **self.told(),
         }
         try:

@@ -168,7 +168,7 @@ def test_what_takes_too_long_is_given_up(path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_other_users_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "_may_ask", lambda _: False)
+    monkeypatch.setattr(control._Peer, "may_ask", False)
     with pytest.raises(HostError, match="only root and the daemon's own user may ask"):
         ask(path, "echo", text="x")
 
@@ -183,7 +183,7 @@ def test_who_may_ask(uid: int, own: int, may: bool, monkeypatch: pytest.MonkeyPa
             return control._UCRED.pack(1, uid, 0)[:size]
 
     monkeypatch.setattr(os, "geteuid", lambda: own)
-    assert control._may_ask(Peer()) is may  # type: ignore[arg-type]
+    assert control._Peer.of(Peer()).may_ask is may  # type: ignore[arg-type]
 
 
 def test_nobody_there(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,7 @@ def test_a_migration_is_taken_over(rig: Rig) -> None:
     report = rig.daemon.report(rig.take_over())
     assert (report["outcome"], report["guest_at"]) == ("completed", "destination")
     assert report["source"]["migration"]["milliseconds"]["downtime"] == 7
+    assert (report["source"]["name"], report["asked_by"]) == ("a guest", f"user {os.getuid()}, process {os.getpid()}")
     assert len(rig.destination.arrived) == len(STREAM)
     assert report["vmcb12_pages_read"] == 1
 

@@ -11,7 +11,7 @@ from qmpfilter.daemon.sessions import Origin, Session, Stage, read_journal
 from qmpfilter.errors import BugError
 from qmpfilter.relay.session import Outcome
 
-ORIGIN = Origin("20260101T000000-01234567", 12, 34, "2026-01-01", "tcp::1", "unix:/a", "annex", "enforce")
+ORIGIN = Origin("20260101T000000-01234567", 12, 34, "2026-01-01", "tcp::1", "unix:/a", "annex", "enforce", "me")
 KILLED = "was killed by SIGKILL"
 
 

@@ -146,6 +146,12 @@ class FakeQemu:
     def _qmp_capabilities(self, **_: Any) -> dict[str, Any]:
         return {}
 
+    def _query_name(self) -> dict[str, Any]:
+        return {"name": "a guest"}
+
+    def _query_uuid(self) -> dict[str, Any]:
+        return {"UUID": "6d1ad8f8-2f3e-4f5c-9c8e-3a8d54d7b0a1"}
+
     def _query_status(self) -> dict[str, Any]:
         return {"status": self.status, "running": self.status == "running"}
 
