@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 #: From the bottom up; a layer imports from lower lines only, neighbours on a line not from each other.
 LAYERS = (
     ("errors",),
-    ("layout",),
+    ("layout", "audit"),
     ("wire",),
     ("saveimage", "svm", "kvm"),
     ("verdict",),
@@ -32,6 +32,7 @@ RANKS = {layer: rank for rank, line in enumerate(LAYERS) for layer in line}
 #: What is pure takes bytes and gives bytes: whole layers, or single modules of one.
 PURE = (
     "errors",
+    "audit.chain",
     "layout",
     "wire",
     "svm",

@@ -45,6 +45,7 @@ _COMMANDS: Final = (
     "show",
     "start",
     "stop",
+    "audit",
     "reload",
     "off",
     "on",

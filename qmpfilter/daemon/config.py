@@ -19,7 +19,7 @@ from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
 from qmpfilter.relay.limits import Waits
 from qmpfilter.verdict.facts import HostFacts
 
-__all__ = ["DEFAULT", "Config", "Keep", "checked", "load"]
+__all__ = ["DEFAULT", "Audit", "Config", "Keep", "checked", "load"]
 
 DEFAULT: Final = Path("/etc/qmpfilter/qmpfilter.toml")
 """Read if no other file is named; it may be missing."""
@@ -42,6 +42,18 @@ class Keep:
 
 
 @dataclass(frozen=True, slots=True)
+class Audit:
+    """The log of what was let go.
+
+    :param enabled: there is one
+    :param required: what cannot be recorded stays at its source
+    """
+
+    enabled: bool = True
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What the daemon was told.
 
@@ -50,6 +62,7 @@ class Config:
     :param policy: of sessions whose starter asks for nothing else
     :param waits: deadlines of every session
     :param keep: which reports are kept
+    :param audit: the log of what was let go
     :param most_sessions: that run at once
     :param drain: seconds for which running sessions are waited for after SIGTERM
     :param files: what was read
@@ -60,6 +73,7 @@ class Config:
     policy: Policy = field(default_factory=Policy)
     waits: Waits = field(default_factory=Waits)
     keep: Keep = field(default_factory=Keep)
+    audit: Audit = field(default_factory=Audit)
     most_sessions: int = 64
     drain: float = 30.0
     files: tuple[Path, ...] = ()
@@ -68,6 +82,11 @@ class Config:
     def socket(self) -> Path:
         """Where the daemon is spoken to."""
         return self.runtime / "control.sock"
+
+    @property
+    def audit_directory(self) -> Path:
+        """Where the audit log is, if there is one."""
+        return self.state / "audit"
 
     @property
     def kill_switch(self) -> Path:
@@ -138,6 +157,8 @@ _KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "max_sessions": _count(1, _MOST_SESSIONS),
     "drain": _span,
     **{f"deadlines.{one.name}": _seconds for one in fields(Waits)},
+    "audit.enabled": _flag,
+    "audit.required": _flag,
     "reports.keep_days": _span,
     "reports.keep_count": _count(0, 1 << 31),
 }
@@ -166,6 +187,7 @@ def load(path: Path | None = None) -> Config:
         policy=_policy(values, origin),
         waits=Waits(**_of_table(values, "deadlines")),
         keep=Keep(**{name.removeprefix("keep_"): value for name, value in _of_table(values, "reports").items()}),
+        audit=Audit(**_of_table(values, "audit")),
         most_sessions=values.get("max_sessions", Config().most_sessions),
         drain=values.get("drain", Config().drain),
         files=tuple(files),

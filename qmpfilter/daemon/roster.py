@@ -207,6 +207,8 @@ class Roster:
                 journal=self._journal(name),
                 kill_switch=self.config.kill_switch,
                 asked_by=wanted.asked_by,
+                audit=self.config.audit_directory if self.config.audit.enabled else None,
+                audit_required=self.config.audit.required,
                 qmp=wanted.qmp,
                 read_vmcb12=wanted.read_vmcb12,
             )

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from qmpfilter.errors import HostError
 from qmpfilter.qmp.migration import MEMORY_SECONDS, wait_in
@@ -23,10 +23,12 @@ class Companion:
 
     Nothing that fails here stops the migration, or is waited for before it. A QMP socket serves one client at a time,
     so it has to be another than that of who has the source migrate.
+
+    :ivar source: what it said so far
     """
 
     def __init__(self, path: str) -> None:
-        self._source = Source(path)
+        self.source = Source(path)
         self._loop = asyncio.new_event_loop()
         self._over = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="companion", daemon=True)
@@ -45,11 +47,7 @@ class Companion:
 
         :raises HostError: they cannot be read, or not in time
         """
-        return wait_in(self._loop, self._source.read_pages(addresses), MEMORY_SECONDS, "reading guest memory")
-
-    def as_json(self) -> dict[str, Any]:
-        """What the source said, for a report."""
-        return self._source.as_json()
+        return wait_in(self._loop, self.source.read_pages(addresses), MEMORY_SECONDS, "reading guest memory")
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -57,12 +55,12 @@ class Companion:
 
     async def _follow(self) -> None:
         try:
-            await self._source.connect()
-            await self._source.ask_who()
+            await self.source.connect()
+            await self.source.ask_who()
         except HostError as error:
-            self._source.problems.append(str(error))
+            self.source.problems.append(str(error))
         try:
-            await self._source.follow(self._over)
-            await self._source.settle()
+            await self.source.follow(self._over)
+            await self.source.settle()
         finally:
-            await self._source.close()
+            await self.source.close()

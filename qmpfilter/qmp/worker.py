@@ -36,8 +36,11 @@ class _Following(Worker):
         with self._companion:
             super().carry_out(sockets)
 
+    def who(self) -> dict[str, Any]:
+        return _who(self._companion.source)
+
     def told(self) -> dict[str, Any]:
-        return {**super().told(), "source": self._companion.as_json()}
+        return {**super().told(), "source": self._companion.source.as_json()}
 
 
 class _TakingOver(Worker):
@@ -65,6 +68,9 @@ class _TakingOver(Worker):
         ):
             runner.run(self._migration.run())
 
+    def who(self) -> dict[str, Any]:
+        return _who(self._migration.source)
+
     def told(self) -> dict[str, Any]:
         return self._migration.report()
 
@@ -74,6 +80,10 @@ class _TakingOver(Worker):
     def stop(self) -> None:
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._migration.interrupt)
+
+
+def _who(source: Source) -> dict[str, Any]:
+    return {"name": source.name, "uuid": source.uuid}
 
 
 def _choose(order: Order, line: Line, has_sockets: bool) -> Worker:

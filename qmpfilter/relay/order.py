@@ -35,6 +35,8 @@ class Order:
     :param waits: how long to wait for what
     :param report: the file that tells how it ended
     :param journal: a file that tells how far it is, one JSON object a line; on a file system in memory
+    :param audit: the directory of the audit log, None without one
+    :param audit_required: what cannot be recorded is not let go
     :param kill_switch: while this file exists, everything passes as it is
     """
 
@@ -47,6 +49,8 @@ class Order:
     journal: Path
     kill_switch: Path
     asked_by: str = ""
+    audit: Path | None = None
+    audit_required: bool = False
     qmp: str = ""
     read_vmcb12: bool = True
 
@@ -74,6 +78,8 @@ class Order:
             waits = Waits(**whole.pop("waits"))
             for one in _PATHS:
                 whole[one] = Path(whole[one])
+            if whole["audit"] is not None:
+                whole["audit"] = Path(whole["audit"])
             return cls(policy=policy, waits=waits, **whole)
         except PolicyError:
             raise

@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from qmpfilter.audit.log import AuditLog
 from qmpfilter.errors import BugError, HostError, PolicyError
 from qmpfilter.filter.gate import Gate, Memory, Piece
 from qmpfilter.filter.policy import Policy
@@ -51,6 +52,7 @@ _CHUNK: Final = 1 << 16
 _MOST: Final = 1 << 20
 _ORDER_SECONDS: Final = 30.0
 _LAST_WORDS_SECONDS: Final = 1.0
+_AUDIT_SECONDS: Final = 2.0
 _TICK: Final = 0.25
 
 
@@ -205,6 +207,7 @@ class Worker:
         self._journal = _Journal(order, line)
         self._over = threading.Event()
         self._moved: tuple[int, int, int] = (0, 0, 0)
+        self._recorded = False
         self.relay, self.gate = self._engine(memory)
 
     def run(self, sockets: list[socket.socket]) -> None:
@@ -242,7 +245,44 @@ class Worker:
 
     def make_gate(self, policy: Policy, is_off: Callable[[], bool], memory: Memory | None) -> Gate:
         """A gate whose commit point is in the journal before it passes."""
-        return _Announcing(policy, is_off, memory, committing=lambda: self._journal.tell(Phase.COMMITTED))
+        return _Announcing(policy, is_off, memory, committing=self._committing)
+
+    def who(self) -> dict[str, Any]:
+        """What is known of the guest."""
+        return {}
+
+    def _committing(self) -> None:
+        self._record("released", "")
+        self._journal.tell(Phase.COMMITTED)
+
+    def _record(self, decision: str, reason: str) -> None:
+        """Once, in the audit log.
+
+        :raises PolicyError: it has to be recorded, and cannot
+        """
+        order, gate = self.order, self.gate
+        if self._recorded or order.audit is None:
+            return
+        self._recorded = True
+        body = {
+            "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "session": order.session,
+            "decision": decision,
+            "reason": reason,
+            **self.who(),
+            "listen": order.listen,
+            "connect": order.destination,
+            "asked_by": order.asked_by,
+            "mode": "off" if gate.switched_off else order.policy.mode.value,
+            "edited_vcpus": gate.edits,
+            "findings": sorted({found.code for vcpu in gate.vcpus for found in vcpu.findings}),
+        }
+        try:
+            AuditLog(order.audit).append(body, _AUDIT_SECONDS)
+        except HostError as error:
+            if order.audit_required and decision == "released" and not gate.switched_off:
+                raise PolicyError(f"the migration cannot be recorded in the audit log: {error}") from error
+            gate.warnings.append(f"Not recorded in the audit log: {error}")
 
     def _engine(self, memory: Memory | None) -> tuple[Relay, Gate]:
         order = self.order
@@ -269,6 +309,7 @@ class Worker:
 
     def _report(self) -> None:
         order, session = self.order, self.relay.session
+        self._record("kept", session.reason)
         report = {
             "session": order.session,
             "listen": order.listen,

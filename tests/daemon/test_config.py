@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from qmpfilter.daemon.config import Config, Keep, load
+from qmpfilter.daemon.config import Audit, Config, Keep, load
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode
 from qmpfilter.relay.limits import Waits
@@ -40,8 +41,9 @@ def test_the_example_shows_every_default(tmp_path: Path) -> None:
     assert shown == defaults
     assert (defaults.waits, defaults.keep, defaults.policy) == (Waits(), Keep(), Config().policy)
     flat = tomllib.loads(text)
-    keys = {*flat} - {"deadlines", "reports"} | {*flat["deadlines"]} | {*flat["reports"]}
-    assert len(keys) == 9 + len(Waits.__dataclass_fields__) + len(Keep.__dataclass_fields__)
+    tables = {"deadlines": Waits, "reports": Keep, "audit": Audit}
+    assert len(flat) == 9 + len(tables)
+    assert {name: len(flat[name]) for name in tables} == {name: len(fields(kind)) for name, kind in tables.items()}
 
 
 def test_every_value(tmp_path: Path) -> None:

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Who was let go where: one record per migration, on the disk before the destination may start the guest."""
