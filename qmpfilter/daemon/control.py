@@ -151,11 +151,13 @@ Operation = Callable[[Request], Awaitable[dict[str, Any]]]
 class Control:
     """Answers requests on a socket.
 
+    :param listener: one that listens there already, and goes on doing so
     :param operations: by name; what they raise of :class:`~qmpfilter.errors.QmpfilterError` is the answer
     """
 
-    def __init__(self, path: str, operations: Mapping[str, Operation]) -> None:
+    def __init__(self, path: str, operations: Mapping[str, Operation], listener: socket.socket | None = None) -> None:
         self._address = UnixAddress(path)
+        self._listener = listener
         self._operations = operations
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -165,7 +167,8 @@ class Control:
 
         :raises HostError: somebody else does, or the path cannot be used
         """
-        self._server = await asyncio.start_unix_server(self._serve, sock=self._address.listen(), limit=MOST)
+        listener = self._listener or self._address.listen()
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MOST)
 
     async def close(self) -> None:
         """Answer nobody any more."""
@@ -174,8 +177,9 @@ class Control:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._address.path)
+            if self._listener is None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._address.path)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

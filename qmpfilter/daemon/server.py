@@ -24,6 +24,7 @@ from typing import Any, Final
 from qmpfilter import __version__
 from qmpfilter.daemon.config import Config, checked, load
 from qmpfilter.daemon.control import Control, Request
+from qmpfilter.daemon.notify import Notifier, inherited_listener
 from qmpfilter.daemon.reports import Reports
 from qmpfilter.daemon.roster import Roster, Wanted
 from qmpfilter.errors import HostError
@@ -94,7 +95,8 @@ class _Daemon:
             "off": self._off,
             "on": self._on,
         }
-        self._control = Control(str(config.socket), operations)
+        self._notifier = Notifier(os.environ)
+        self._control = Control(str(config.socket), operations, inherited_listener(os.environ))
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -104,10 +106,14 @@ class _Daemon:
         self._roster.adopt()
         await self._control.start()
         _log.info("qmpfilter %s answers at %s", __version__, self._config.socket)
+        self._notifier.say(READY="1", STATUS="waits for migrations")
+        watchdog = asyncio.create_task(self._notifier.feed_watchdog())
         try:
             await self._stopping.wait()
+            self._notifier.say(STOPPING="1", STATUS=f"waits for {len(self._roster.sessions)} sessions to end")
             await self._drain()
         finally:
+            watchdog.cancel()
             await self._control.close()
             await self._roster.close()
 
@@ -137,7 +143,13 @@ class _Daemon:
 
     def _load(self) -> Config:
         """:raises HostError: the new configuration is wrong, or asks for what only a new daemon can do"""
-        config = load(self._path)
+        self._notifier.reloading()
+        try:
+            return self._take(load(self._path))
+        finally:
+            self._notifier.say(READY="1")
+
+    def _take(self, config: Config) -> Config:
         for what in ("runtime", "state"):
             if getattr(config, what) != getattr(self._config, what):
                 raise HostError(f"{what}_directory cannot change while the daemon runs: restart it")

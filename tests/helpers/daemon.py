@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,9 +26,20 @@ class DaemonProcess:
 
     :param directory: where its configuration, sockets and reports are
     :param config: TOML that is added
+    :param before: the program, with its arguments, that starts it
+    :param environment: what it finds there besides
     """
 
-    def __init__(self, directory: Path, config: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        config: str = "",
+        *,
+        before: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._before = before
+        self._environment = {**os.environ, **(environment or {})}
         self.config = directory / "qmpfilter.toml"
         self.runtime, self.state = directory / "run", directory / "state"
         self.base = f'runtime_directory = "{self.runtime}"\nstate_directory = "{self.state}"\n'
@@ -41,8 +53,8 @@ class DaemonProcess:
         with self._log.open("ab") as log:
             self._said_before = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "qmpfilter", "run", "--config", str(self.config)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                [*self._before, sys.executable, "-m", "qmpfilter", "run", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment,
             )  # fmt: skip
         self.until(lambda: self.process.poll() is not None or self._answers(), "its start")
         assert self.process.poll() is None, self.log()
