@@ -16,10 +16,11 @@ from typing import Any, Final
 
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
+from qmpfilter.relay.address import Address, UnixAddress, parse_address
 from qmpfilter.relay.limits import Waits
 from qmpfilter.verdict.facts import HostFacts
 
-__all__ = ["DEFAULT", "Audit", "Config", "Keep", "checked", "load"]
+__all__ = ["DEFAULT", "Audit", "Config", "Expose", "Keep", "checked", "load"]
 
 DEFAULT: Final = Path("/etc/qmpfilter/qmpfilter.toml")
 """Read if no other file is named; it may be missing."""
@@ -54,6 +55,23 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
+class Expose:
+    """Counters for Prometheus.
+
+    :param listen: an address where HTTP is answered, None for none
+    :param textfile: a file for node_exporter's textfile collector, None for none
+    """
+
+    listen: Address | None = None
+    textfile: Path | None = None
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody is to read them."""
+        return self.listen is not None or self.textfile is not None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What the daemon was told.
 
@@ -63,6 +81,7 @@ class Config:
     :param waits: deadlines of every session
     :param keep: which reports are kept
     :param audit: the log of what was let go
+    :param metrics: counters for Prometheus
     :param most_sessions: that run at once
     :param drain: seconds for which running sessions are waited for after SIGTERM
     :param files: what was read
@@ -74,6 +93,7 @@ class Config:
     waits: Waits = field(default_factory=Waits)
     keep: Keep = field(default_factory=Keep)
     audit: Audit = field(default_factory=Audit)
+    metrics: Expose = field(default_factory=Expose)
     most_sessions: int = 64
     drain: float = 30.0
     files: tuple[Path, ...] = ()
@@ -102,6 +122,16 @@ def _absolute(value: Any) -> Path:
     if not isinstance(value, str) or not Path(value).is_absolute():
         raise _WrongError("an absolute path")
     return Path(value)
+
+
+def _address(value: Any) -> Address:
+    try:
+        address = parse_address(value if isinstance(value, str) else "")
+    except HostError:
+        raise _WrongError("an address, tcp:HOST:PORT or unix:PATH") from None
+    if isinstance(address, UnixAddress):
+        _absolute(address.path)
+    return address
 
 
 def _flag(value: Any) -> bool:
@@ -159,6 +189,8 @@ _KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     **{f"deadlines.{one.name}": _seconds for one in fields(Waits)},
     "audit.enabled": _flag,
     "audit.required": _flag,
+    "metrics.listen": _address,
+    "metrics.textfile": _absolute,
     "reports.keep_days": _span,
     "reports.keep_count": _count(0, 1 << 31),
 }
@@ -188,6 +220,7 @@ def load(path: Path | None = None) -> Config:
         waits=Waits(**_of_table(values, "deadlines")),
         keep=Keep(**{name.removeprefix("keep_"): value for name, value in _of_table(values, "reports").items()}),
         audit=Audit(**_of_table(values, "audit")),
+        metrics=Expose(**_of_table(values, "metrics")),
         most_sessions=values.get("max_sessions", Config().most_sessions),
         drain=values.get("drain", Config().drain),
         files=tuple(files),

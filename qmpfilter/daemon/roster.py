@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,12 +58,16 @@ class Wanted:
 class Roster:
     """The running sessions, and what becomes of them.
 
+    :param told: is given the report of each session that ends
     :ivar config: replaced when the daemon reads it again; running sessions keep what they began with
     :ivar sessions: those that run, by name
     :raises HostError: the runtime directory cannot be used
     """
 
-    def __init__(self, config: Config, reports: Reports) -> None:
+    def __init__(
+        self, config: Config, reports: Reports, told: Callable[[Mapping[str, Any]], None] = lambda _: None
+    ) -> None:
+        self._told = told
         self.config = config
         self.sessions: dict[str, Session] = {}
         self._directory = config.runtime / "sessions"
@@ -267,6 +271,7 @@ class Roster:
             report = None
         left = report or session.report
         ending = session.end(left, how)
+        self._told(left or session.last_report())
         _log.info("session %s: %s%s", name, ending.outcome.value, f": {ending.reason}" if ending.reason else "")
         for line in _lines(self._log(name))[-_MOST_LOG_LINES:]:
             _log.warning("session %s: its worker said: %s", name, line)

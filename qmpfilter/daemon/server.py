@@ -13,13 +13,13 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qmpfilter import __version__
 from qmpfilter.daemon.config import Config, checked, load
@@ -32,11 +32,16 @@ from qmpfilter.filter.policy import Enforcement, Mode, Policy
 from qmpfilter.relay.address import QMP, Address, UnixAddress, parse_address, parse_destination
 from qmpfilter.verdict.facts import HostFacts
 
+if TYPE_CHECKING:
+    # A library that hosts without metrics need not have.
+    from qmpfilter.daemon.metrics import Metrics, MetricsServer
+
 __all__ = ["serve"]
 
 _log: Final = logging.getLogger(__name__)
 
 _ENDED: Final = 100
+_METRICS_SECONDS: Final = 15.0
 _ENDED_KEYS: Final = ("session", "listen", "connect", "mode", "outcome", "reason")
 
 
@@ -82,7 +87,8 @@ class _Daemon:
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
         reports = Reports(config.state / "sessions")
         reports.prune(config.keep)
-        self._roster = Roster(config, reports)
+        self._roster = Roster(config, reports, self._ended)
+        self._metrics = self._make_metrics()
         self._stopping = asyncio.Event()
         self._again = asyncio.Event()
         operations = {
@@ -107,15 +113,54 @@ class _Daemon:
         await self._control.start()
         _log.info("qmpfilter %s answers at %s", __version__, self._config.socket)
         self._notifier.say(READY="1", STATUS="waits for migrations")
-        watchdog = asyncio.create_task(self._notifier.feed_watchdog())
+        tasks = [asyncio.create_task(one) for one in (self._notifier.feed_watchdog(), self._write_metrics())]
+        server = self._serve_metrics()
         try:
             await self._stopping.wait()
             self._notifier.say(STOPPING="1", STATUS=f"waits for {len(self._roster.sessions)} sessions to end")
             await self._drain()
         finally:
-            watchdog.cancel()
+            for task in tasks:
+                task.cancel()
+            if server is not None:
+                server.close()
             await self._control.close()
             await self._roster.close()
+
+    # --- metrics -------------------------------------------------------------------------------
+
+    def _make_metrics(self) -> Metrics | None:
+        """:raises HostError: they are wanted, and the library is not there"""
+        if not self._config.metrics.wanted:
+            return None
+        try:
+            from qmpfilter.daemon.metrics import Metrics
+        except ImportError as error:
+            raise HostError(f"metrics: {error}: install qmpfilter[metrics]") from error
+        metrics = Metrics(lambda: len(self._roster.sessions), self._config.kill_switch.exists)
+        metrics.configured(self._config.policy.mode)
+        return metrics
+
+    def _serve_metrics(self) -> MetricsServer | None:
+        if self._metrics is None or self._config.metrics.listen is None:
+            return None
+        from qmpfilter.daemon.metrics import MetricsServer
+
+        return MetricsServer(self._config.metrics.listen, self._metrics)
+
+    async def _write_metrics(self) -> None:
+        """Now and then, for who reads the file."""
+        path = self._config.metrics.textfile
+        while self._metrics is not None and path is not None:
+            try:
+                await asyncio.to_thread(self._metrics.write, path)
+            except HostError as error:
+                _log.error("metrics: %s", error)
+            await asyncio.sleep(_METRICS_SECONDS)
+
+    def _ended(self, report: Mapping[str, Any]) -> None:
+        if self._metrics is not None:
+            self._metrics.count(report)
 
     # --- signals -------------------------------------------------------------------------------
 
@@ -150,10 +195,12 @@ class _Daemon:
             self._notifier.say(READY="1")
 
     def _take(self, config: Config) -> Config:
-        for what in ("runtime", "state"):
+        for what, name in (("runtime", "runtime_directory"), ("state", "state_directory"), ("metrics", "metrics")):
             if getattr(config, what) != getattr(self._config, what):
-                raise HostError(f"{what}_directory cannot change while the daemon runs: restart it")
+                raise HostError(f"{name} cannot change while the daemon runs: restart it")
         self._config = self._roster.config = config
+        if self._metrics is not None:
+            self._metrics.configured(config.policy.mode)
         _log.info("configuration read: %s", ", ".join(map(str, config.files)) or "defaults")
         return config
 

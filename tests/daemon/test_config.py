@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 import tomllib
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
-from qmpfilter.daemon.config import Audit, Config, Keep, load
+from qmpfilter.daemon.config import Audit, Config, Expose, Keep, load
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode
 from qmpfilter.relay.limits import Waits
@@ -38,10 +38,12 @@ def test_the_example_shows_every_default(tmp_path: Path) -> None:
     facts.write_text('{"schema": "qmpfilter.host/1"}')
     shown = load(write(tmp_path, text.replace("/etc/qmpfilter/host.json", str(facts))))
     defaults = load(write(tmp_path, ""))
-    assert shown == defaults
+    # What is off by default is shown with a value that makes sense.
+    assert shown.metrics.wanted
+    assert replace(shown, metrics=Expose()) == defaults
     assert (defaults.waits, defaults.keep, defaults.policy) == (Waits(), Keep(), Config().policy)
     flat = tomllib.loads(text)
-    tables = {"deadlines": Waits, "reports": Keep, "audit": Audit}
+    tables = {"deadlines": Waits, "reports": Keep, "audit": Audit, "metrics": Expose}
     assert len(flat) == 9 + len(tables)
     assert {name: len(flat[name]) for name in tables} == {name: len(fields(kind)) for name, kind in tables.items()}
 

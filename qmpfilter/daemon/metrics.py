@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Counters for Prometheus: over HTTP at an address, or as a file for node_exporter's textfile collector.
+
+Counted are the sessions that end while this daemon runs; a restart begins again at 0, which Prometheus expects of
+counters. No label names a guest, a host or an address: there is no end to those, and reports and the audit log have
+them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, write_to_textfile
+from prometheus_client.exposition import MetricsHandler
+
+from qmpfilter import __version__
+from qmpfilter.errors import HostError
+from qmpfilter.filter.policy import Mode
+from qmpfilter.relay.address import Address
+from qmpfilter.relay.session import Outcome
+
+__all__ = ["Metrics", "MetricsServer"]
+
+_HOLD: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0)
+_REQUEST_SECONDS: Final = 10.0
+
+
+class Metrics:
+    """All that is counted.
+
+    :param running: how many sessions run
+    :param is_off: the kill switch is on
+    """
+
+    def __init__(self, running: Callable[[], int], is_off: Callable[[], bool]) -> None:
+        self.registry = CollectorRegistry()
+        Info("qmpfilter_build", "What runs.", registry=self.registry).info({"version": __version__})
+        active = Gauge("qmpfilter_sessions_active", "Migrations that go on.", registry=self.registry)
+        active.set_function(running)
+        off = Gauge("qmpfilter_switched_off", "1 while everything passes as it is.", registry=self.registry)
+        off.set_function(is_off)
+        self._mode = Gauge("qmpfilter_policy_mode", "1 for the configured mode.", ["mode"], registry=self.registry)
+        self._sessions = self._counter("sessions", "Migrations that ended.", "outcome", "mode")
+        self._bytes = self._counter("bytes", "Bytes that were passed on on main channels.", "direction")
+        self._vcpus = self._counter("vcpus", "vCPUs that were looked at.", "found", "outcome")
+        self._objections = self._counter("objections", "Reasons of the verdict against a vCPU's state.", "code")
+        self._warnings = self._counter("warnings", "Warnings in reports.")
+        self._hold = Histogram(
+            "qmpfilter_tail_hold_seconds",
+            "From the first byte of device state to the commit point.",
+            buckets=_HOLD,
+            registry=self.registry,
+        )
+        # Known from the beginning, so that a rate over the first one is right.
+        for outcome in Outcome:
+            for mode in Mode:
+                self._sessions.labels(outcome.value, mode.value)
+
+    def configured(self, mode: Mode) -> None:
+        """The configuration was read."""
+        for one in Mode:
+            self._mode.labels(one.value).set(one is mode)
+
+    def count(self, report: Mapping[str, Any]) -> None:
+        """A session has ended with this report; one of another version may lack anything."""
+        mode = Mode.OFF.value if report.get("switched_off") else str(report.get("mode", "unknown"))
+        self._sessions.labels(str(report.get("outcome", "unknown")), mode).inc()
+        for direction, count in report.get("bytes", {}).items():
+            self._bytes.labels(direction).inc(count)
+        for vcpu in report.get("vcpus", []):
+            self._vcpus.labels(vcpu.get("found") or "none", vcpu.get("outcome", "unknown")).inc()
+        for verdict in report.get("verdicts", []):
+            for reason in verdict.get("reasons", []):
+                self._objections.labels(reason.get("code", "unknown")).inc()
+        self._warnings.inc(len(report.get("warnings", [])))
+        if (held := report.get("seconds", {}).get("tail")) is not None:
+            self._hold.observe(held)
+
+    def write(self, path: Path) -> None:
+        """As a file, whole or not at all.
+
+        :raises HostError: it cannot be written
+        """
+        try:
+            write_to_textfile(str(path), self.registry)
+        except OSError as error:
+            raise HostError(f"{path}: {error.strerror or error}") from error
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"qmpfilter_{name}", text, labels, registry=self.registry)
+
+
+class MetricsServer:
+    """Answers HTTP at an address, in threads of its own.
+
+    :raises HostError: the address cannot be listened on
+    """
+
+    def __init__(self, address: Address, metrics: Metrics) -> None:
+        class Handler(MetricsHandler.factory(metrics.registry)):  # type: ignore[misc]  # a class made by a function
+            timeout = _REQUEST_SECONDS
+
+        self._server = ThreadingHTTPServer(("", 0), Handler, bind_and_activate=False)
+        self._server.socket.close()
+        self._server.socket = address.listen()
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Answer nobody any more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(_REQUEST_SECONDS)
