@@ -175,7 +175,7 @@ def test_no_error_quotes_the_xml(tmp_path: Path) -> None:
 
 @every_format
 @given(changes=st.lists(st.tuples(st.integers(0, 1500), st.integers(0, 255)), min_size=1, max_size=6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_mutations_give_typed_errors_only(
     tmp_path_factory: pytest.TempPathFactory, format_: SaveFormat, changes: list[tuple[int, int]]
 ) -> None:

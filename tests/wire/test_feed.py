@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpfilter.errors import BugError, TruncatedError
@@ -131,7 +131,6 @@ def test_sentinel_names_itself() -> None:
     assert repr(NEED_DATA) == "NEED_DATA"
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=40), st.lists(st.integers(0, 9), max_size=12), st.integers(1, 9))
 def test_any_division_gives_the_same(data: bytes, counts: list[int], size: int) -> None:
     counts = [count for at, count in enumerate(counts) if sum(counts[: at + 1]) <= len(data)]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpfilter.errors import FramingError
@@ -25,7 +25,6 @@ def test_no_names(raw: bytes) -> None:
         name_at(raw, 7, "a test")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=8))
 def test_a_name_is_bytes_from_20_to_7e(raw: bytes) -> None:
     assert is_name(raw) == (bool(raw) and all(0x20 <= byte <= 0x7E for byte in raw))

@@ -38,6 +38,7 @@ def test_in_pieces(name: str, size: int) -> None:
     assert rejoined(parsed.events) == data
 
 
+@pytest.mark.fuzz
 @EVERY_TRANSCRIPT
 def test_split_at_every_position(name: str) -> None:
     data = stream(TRANSCRIPTS[name])
@@ -48,6 +49,7 @@ def test_split_at_every_position(name: str) -> None:
         assert merged(parsed.events) == expected, cut
 
 
+@pytest.mark.fuzz
 @EVERY_TRANSCRIPT
 def test_cut_at_every_position(name: str) -> None:
     data = stream(TRANSCRIPTS[name])

@@ -7,7 +7,7 @@ import itertools
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpfilter.errors import FramingError, LimitError, StreamError, TruncatedError
@@ -290,7 +290,6 @@ def records(draw: st.DrawFn) -> list[Record]:
     return result
 
 
-@settings(deadline=None)
 @given(records(), st.sampled_from([None, 5, 11, 100, 4104]))
 def test_any_mixture(mixture: list[Record], size: int | None) -> None:
     data = b"".join(record.raw for record in mixture)

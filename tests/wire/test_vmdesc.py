@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qmpfilter.errors import BugError, LayoutError
@@ -286,7 +286,6 @@ JSON_VALUES = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(JSON_VALUES, st.booleans(), st.sampled_from([None, 1, "\t"]))
 def test_tokens_cover_all_but_white_space(value: object, ascii_only: bool, indent: int | str | None) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "surrogatepass")
@@ -316,7 +315,6 @@ def test_splices_must_fit(edits: list[Splice]) -> None:
         splice(b"text", edits)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=30), st.lists(st.integers(0, 30), max_size=8), st.binary(max_size=3))
 def test_splice_keeps_everything_else(text: bytes, cuts: list[int], new: bytes) -> None:
     points = sorted(min(cut, len(text)) for cut in cuts)
