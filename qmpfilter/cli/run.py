@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import click
@@ -37,5 +36,4 @@ def run(config: Path | None, check_config: bool) -> None:
         files = load(config).files
         write_out("".join(f"{file}: fine\n" for file in files) or f"no {DEFAULT}: every key has its default\n")
         return
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     serve(config)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from qmpfilter.daemon.logs import Form
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
 from qmpfilter.relay.address import Address, UnixAddress, parse_address
@@ -83,6 +84,7 @@ class Config:
     :param audit: the log of what was let go
     :param metrics: counters for Prometheus
     :param most_sessions: that run at once
+    :param log: where the log goes
     :param drain: seconds for which running sessions are waited for after SIGTERM
     :param files: what was read
     """
@@ -95,6 +97,7 @@ class Config:
     audit: Audit = field(default_factory=Audit)
     metrics: Expose = field(default_factory=Expose)
     most_sessions: int = 64
+    log: Form = Form.AUTO
     drain: float = 30.0
     files: tuple[Path, ...] = ()
 
@@ -146,7 +149,7 @@ def _codes(value: Any) -> frozenset[str]:
     return frozenset(value)
 
 
-def _one_of(kind: type[Mode] | type[Enforcement]) -> Callable[[Any], Any]:
+def _one_of(kind: type[Mode] | type[Enforcement] | type[Form]) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if value not in [one.value for one in kind]:
             raise _WrongError(f"one of {', '.join(one.value for one in kind)}")
@@ -185,6 +188,7 @@ _KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "host": _absolute,
     "allow_no_return_path": _flag,
     "max_sessions": _count(1, _MOST_SESSIONS),
+    "log": _one_of(Form),
     "drain": _span,
     **{f"deadlines.{one.name}": _seconds for one in fields(Waits)},
     "audit.enabled": _flag,
@@ -222,6 +226,7 @@ def load(path: Path | None = None) -> Config:
         audit=Audit(**_of_table(values, "audit")),
         metrics=Expose(**_of_table(values, "metrics")),
         most_sessions=values.get("max_sessions", Config().most_sessions),
+        log=values.get("log", Config().log),
         drain=values.get("drain", Config().drain),
         files=tuple(files),
     )

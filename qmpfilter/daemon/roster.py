@@ -102,7 +102,7 @@ class Roster:
             if worker is None:
                 self._conclude(session, "ended without a report")
             else:
-                _log.info("session %s still runs, in process %d", origin.session, origin.pid)
+                _say(logging.INFO, origin.session, f"still runs, in process {origin.pid}")
                 self._follow(session, worker)
 
     async def start(self, wanted: Wanted) -> Session:
@@ -242,7 +242,10 @@ class Roster:
         def hear(event: Mapping[str, Any]) -> None:
             nonlocal refused
             refused = str(event.get("reason", "")) if event.get("event") == "refused" else refused
+            before = session.stage
             session.hear(event)
+            if session.stage is not before:
+                _say(logging.INFO, name, session.stage.value)
             if "phase" in event and not ready.done():
                 ready.set_result(None)
 
@@ -272,9 +275,9 @@ class Roster:
         left = report or session.report
         ending = session.end(left, how)
         self._told(left or session.last_report())
-        _log.info("session %s: %s%s", name, ending.outcome.value, f": {ending.reason}" if ending.reason else "")
+        _say(logging.INFO, name, f"{ending.outcome.value}{f': {ending.reason}' if ending.reason else ''}")
         for line in _lines(self._log(name))[-_MOST_LOG_LINES:]:
-            _log.warning("session %s: its worker said: %s", name, line)
+            _say(logging.WARNING, name, f"its worker said: {line}")
         if report is None:
             try:
                 self._reports.write(name, left or session.last_report())
@@ -306,6 +309,10 @@ class Roster:
         for path in (self._journal(name), self._log(name)):
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
+
+
+def _say(level: int, session: str, what: str) -> None:
+    _log.log(level, "session %s: %s", session, what, extra={"session": session})
 
 
 def _actual(asked: Address, listener: socket.socket) -> str:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qmpfilter import __version__
 from qmpfilter.daemon.config import Config, checked, load
 from qmpfilter.daemon.control import Control, Request
+from qmpfilter.daemon.logs import configure
 from qmpfilter.daemon.notify import Notifier, inherited_listener
 from qmpfilter.daemon.reports import Reports
 from qmpfilter.daemon.roster import Roster, Wanted
@@ -56,6 +57,7 @@ def serve(path: Path | None) -> None:
 
 async def _serve(path: Path | None) -> None:
     config = load(path)
+    configure(config.log, os.environ)
     with _locked(config.runtime):
         daemon = _Daemon(path, config)
         await daemon.run()

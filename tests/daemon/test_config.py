@@ -44,7 +44,7 @@ def test_the_example_shows_every_default(tmp_path: Path) -> None:
     assert (defaults.waits, defaults.keep, defaults.policy) == (Waits(), Keep(), Config().policy)
     flat = tomllib.loads(text)
     tables = {"deadlines": Waits, "reports": Keep, "audit": Audit, "metrics": Expose}
-    assert len(flat) == 9 + len(tables)
+    assert len(flat) == 10 + len(tables)
     assert {name: len(flat[name]) for name in tables} == {name: len(fields(kind)) for name, kind in tables.items()}
 
 
