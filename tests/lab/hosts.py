@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -121,10 +122,13 @@ def _digest(host: Host) -> str:
     return hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:16]
 
 
-def _build(host: Host, target: Path) -> None:
+def unpack_packages(host: Host, packages: Iterable[str], root: Path) -> None:
+    """Makes a root directory of the host's suites with these packages in it.
+
+    Raises as :func:`host_image` does.
+    """
     if os.geteuid() != 0:
         raise PermissionError("building a host takes root's rights: the owners of its files have to be kept")
-    root = target / "root"
     mirror = read_mirror()
     lines = [f"deb {mirror.archive} {suite} main" for suite in (*host.suites, f"{host.release}-updates")]
     if mirror.security is not None:
@@ -134,10 +138,25 @@ def _build(host: Host, target: Path) -> None:
         # Pinning single packages fails on their dependencies; and for a host without backports this would hide the
         # security archive, which is a release of its own to apt.
         options.append(f'--aptopt=APT::Default-Release "{host.suites[-1]}"')
-    _tool(
+    run_tool(
         ["mmdebstrap", "--mode=root", "--variant=apt", f"--keyring={KEYRING}", "--format=directory", *options,
-         f"--include={','.join(PACKAGES)}", host.release, str(root), *lines]
+         f"--include={','.join(packages)}", host.release, str(root), *lines]
     )  # fmt: skip
+
+
+def run_tool(argv: list[str]) -> str:
+    """What a program prints; raises CalledProcessError with what it said at last, or TimeoutExpired."""
+    try:
+        done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
+    except subprocess.CalledProcessError as failed:
+        failed.add_note(f"{failed.stderr[-2000:]}")
+        raise
+    return done.stdout
+
+
+def _build(host: Host, target: Path) -> None:
+    root = target / "root"
+    unpack_packages(host, PACKAGES, root)
     _install(_INIT, root / "lab-init")
     _install(_AGENT, root / "lab-agent.py")
     kernel = next((root / "boot").glob("vmlinuz-*"))
@@ -146,9 +165,11 @@ def _build(host: Host, target: Path) -> None:
     (target / "initrd").write_bytes((root / f"boot/initrd.img-{release}").read_bytes())
     versions = {"kernel": release}
     for name, package in (("qemu", "qemu-system-x86"), ("libvirt", "libvirt-daemon")):
-        versions[name] = _tool(["dpkg-query", f"--admindir={root / 'var/lib/dpkg'}", "-W", "-f=${Version}", package])
+        versions[name] = run_tool(
+            ["dpkg-query", f"--admindir={root / 'var/lib/dpkg'}", "-W", "-f=${Version}", package]
+        )
     (target / "versions.json").write_text(json.dumps(versions, indent=1) + "\n")
-    _tool(["mkfs.ext4", "-q", "-d", str(root), str(target / "disk.ext4"), DISK_SIZE])
+    run_tool(["mkfs.ext4", "-q", "-d", str(root), str(target / "disk.ext4"), DISK_SIZE])
     if host != MID:
         shutil.rmtree(root)
 
@@ -156,12 +177,3 @@ def _build(host: Host, target: Path) -> None:
 def _install(source: Path, destination: Path) -> None:
     destination.write_bytes(source.read_bytes())
     destination.chmod(0o755)
-
-
-def _tool(argv: list[str]) -> str:
-    try:
-        done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=BUILD_SECONDS)
-    except subprocess.CalledProcessError as failed:
-        failed.add_note(f"{failed.stderr[-2000:]}")
-        raise
-    return done.stdout
