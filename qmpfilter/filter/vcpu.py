@@ -24,7 +24,7 @@ from qmpfilter.svm.legacy import FORMAT_SVM, SIZE_L2, LegacyState
 from qmpfilter.svm.provenance import FieldFinding
 from qmpfilter.svm.refusal import raise_refusals
 from qmpfilter.svm.section import CpuSection
-from qmpfilter.svm.svm2 import Svm2State
+from qmpfilter.svm.svm2 import Svm2Flags, Svm2State
 from qmpfilter.wire import cpu
 
 __all__ = ["Decision", "Outcome", "decide"]
@@ -115,7 +115,11 @@ def _is_of(made: LegacyState, legacy: LegacyState) -> bool:
 
 
 def _from_svm2(told: CpuSection, found: Carried, state: Svm2State, target: Carrier) -> Decision:
-    """The section follows the state wherever a stock destination may load it; a native one reads svm2 itself."""
+    """The section follows the state wherever QEMU may load it; for a native destination it does not matter.
+
+    QEMU loads registers and debug registers after the nested state, from the section: where that differs from the
+    record of the kernel that ran L2, as L2's DR7 does, it would undo what the record saved.
+    """
     findings = examine(found.legacy, told.block, told.subsections)
     raise_refusals(findings)
     if target is Carrier.NATIVE:
@@ -127,7 +131,12 @@ def _from_svm2(told: CpuSection, found: Carried, state: Svm2State, target: Carri
         means = Carried(Carrier.LEGACY, made.legacy, None)
         return _decision(found, Edit(made.block, payloads, _SVM, means), made.fields, made.warnings)
     if found.carrier is target:
-        return _decision(found, None, (), made.warnings + _differing(made))
+        if not state.flags & Svm2Flags.AUTHORITATIVE:
+            return _decision(found, None, (), made.warnings + _differing(made))
+        changed = made.block != told.block or made.subsections
+        payloads = {**made.subsections, **_payloads(found.legacy)}
+        edit = Edit(made.block, payloads, _SVM, found) if changed else None
+        return _decision(found, edit, made.fields if changed else (), made.warnings)
     loadable = dataclasses.replace(state, vmcb12_control=bytes(made.legacy.control), l1_save=bytes(made.legacy.save))
     return _decision(found, _edit(target, loadable, made.block, made.subsections), made.fields, made.warnings)
 

@@ -127,8 +127,27 @@ def test_a_native_destination_reads_the_record_and_the_section_stays() -> None:
     assert decision.edit.block == CASE.block
 
 
-def test_an_annex_that_differs_from_its_section_passes_with_a_word() -> None:
-    decision = decide(told(vcpu(CASE.block, annexed(linux_made(dr7=0x455)))), ANNEX)
+def test_the_section_of_an_authoritative_annex_is_made_equal_to_it() -> None:
+    given = vcpu(CASE.block, annexed(linux_made(dr7=0x455, cr2=0x1234)))
+    decision = decide(told(given), ANNEX)
+    assert decision.outcome is Outcome.CONVERTED
+    assert {finding.field for finding in decision.fields} >= {"cpu.dr7", "cpu.dr5", "cpu.cr2"}
+    out = converted(stream(given), ANNEX)
+    (section,) = (event for event in parse(out).of(DeviceSection) if event.idstr == "cpu")
+    corrected = CpuSection.of(section)
+    assert [cpu.BLOCK.get(corrected.block, name) for name in ("dr7", "dr5", "cr2")] == [0x455, 0x455, 0x1234]
+    assert corrected.nested == told(given).nested
+    assert converted(out, ANNEX) == out
+
+
+def test_a_guess_in_an_authoritative_annex_corrects_nothing() -> None:
+    guess = dataclasses.replace(linux_made(dr7=0x455), validity=Validity(0))
+    assert decide(told(vcpu(CASE.block, annexed(guess))), ANNEX).edit is None
+
+
+def test_an_annex_of_a_converter_that_differs_from_its_section_passes_with_a_word() -> None:
+    converters = dataclasses.replace(linux_made(dr7=0x455), flags=Svm2Flags.CONVERTED, producer=Producer.QMPFILTER)
+    decision = decide(told(vcpu(CASE.block, annexed(converters))), ANNEX)
     assert decision.edit is None
     assert "svm2-section" in codes(decision)
     (finding,) = (finding for finding in decision.findings if finding.code == "svm2-section")
