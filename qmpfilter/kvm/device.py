@@ -77,6 +77,10 @@ class _Descriptor:
             os.close(self._fd)
             self._fd = -1
 
+    def fileno(self) -> int:
+        """For requests that have no method here."""
+        return self._fd
+
     def _call(self, request: Ioctl, argument: object = 0) -> int:
         """:raises KvmError: the kernel refuses"""
         if isinstance(argument, (ctypes.Structure, ctypes.Array)):

@@ -14,17 +14,18 @@ from typing import Any, Final
 
 from qmpfilter.kvm import uapi
 from qmpfilter.kvm.device import Vcpu
+from qmpfilter.svm import annex
 from qmpfilter.svm.legacy import LegacyState, StateFlags
 from qmpfilter.svm.vmcb import PAGE_SIZE
 from qmpfilter.wire import cpu
 
-__all__ = ["State", "load", "save"]
+__all__ = ["EVENTS_VALID", "GPRS", "MSRS", "SEGMENTS", "State", "load", "save"]
 
-_GPRS: Final = (
+GPRS: Final = (
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
 )  # fmt: skip
-_SEGMENTS: Final[Mapping[str, str]] = {name: name for name in ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr")}
-_MSRS: Final[Mapping[str, int]] = {
+SEGMENTS: Final[Mapping[str, str]] = {name: name for name in ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr")}
+MSRS: Final[Mapping[str, int]] = {
     "sysenter_cs": 0x174,
     "sysenter_esp": 0x175,
     "sysenter_eip": 0x176,
@@ -43,7 +44,7 @@ _V8086: Final = 3 << 8 | 1 << 12 | 3 << 13 | 1 << 15  # set_v8086_seg: type 3, S
 _BLOB: Final = struct.Struct("<HHIQ")
 _BLOB_PAGE: Final = 0x80
 # KVM_VCPUEVENT_VALID_NMI_PENDING, _SIPI_VECTOR, _SMM: what QEMU sets in kvm_put_vcpu_events.
-_EVENTS_VALID: Final = 0x1 | 0x2 | 0x8
+EVENTS_VALID: Final = 0x1 | 0x2 | 0x8
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def save(vcpu: Vcpu) -> State:
     """Read everything, in QEMU's order."""
     events, mp_state = vcpu.events(), vcpu.mp_state()
     regs, xsave, xcrs, sregs = vcpu.regs(), vcpu.xsave(), vcpu.xcrs(), vcpu.sregs2()
-    msrs = vcpu.msrs([*_MSRS.values()])
+    msrs = vcpu.msrs([*MSRS.values()])
     debug = vcpu.debug_regs()
     nested = _legacy(vcpu.nested_state())
     block = bytearray(cpu.BLOCK.size)
@@ -74,16 +75,16 @@ def save(vcpu: Vcpu) -> State:
     def put(name: str, value: int) -> None:
         cpu.BLOCK.put(block, name, value)
 
-    for name in (*_GPRS, "rip", "rflags"):
+    for name in (*GPRS, "rip", "rflags"):
         put(name, getattr(regs, name))
-    for name in _SEGMENTS:
+    for name in SEGMENTS:
         _put_segment(put, name, getattr(sregs, name))
     for name in ("gdt", "idt"):
         put(f"{name}_base", getattr(sregs, name).base)
         put(f"{name}_limit", getattr(sregs, name).limit)
     for name in ("cr0", "cr2", "cr3", "cr4", "efer"):
         put(name, getattr(sregs, name))
-    for name, index in _MSRS.items():
+    for name, index in MSRS.items():
         put(name, msrs[index])
     for name, value in (("dr6", debug.dr6), ("dr4", debug.dr6), ("dr7", debug.dr7), ("dr5", debug.dr7)):
         put(name, value)
@@ -111,7 +112,7 @@ def load(vcpu: Vcpu, state: State) -> None:
     # CR8 and the APIC base are nobody's here: they stay.
     sregs = vcpu.sregs2()
     v8086 = get("rflags") & _RFLAGS_VM
-    for name in _SEGMENTS:
+    for name in SEGMENTS:
         flags = _V8086 if v8086 and name not in ("ldt", "tr") else get(f"{name}_flags")
         _get_segment(get, name, flags, getattr(sregs, name))
     for name in ("gdt", "idt"):
@@ -125,12 +126,12 @@ def load(vcpu: Vcpu, state: State) -> None:
         sregs.pdptrs[:] = struct.unpack(">4Q", pdptrs)
     vcpu.set_sregs2(sregs)
     vcpu.set_nested_state(_blob(state.nested))
-    vcpu.set_regs(uapi.Regs(**{name: get(name) for name in (*_GPRS, "rip", "rflags")}))
+    vcpu.set_regs(uapi.Regs(**{name: get(name) for name in (*GPRS, "rip", "rflags")}))
     vcpu.set_xsave(xsave)
     vcpu.set_xcrs(xcrs)
-    vcpu.set_msrs({index: get(name) for name, index in _MSRS.items()})
+    vcpu.set_msrs({index: get(name) for name, index in MSRS.items()})
     events = uapi.Events.from_buffer_copy(events)
-    events.flags = _EVENTS_VALID
+    events.flags = EVENTS_VALID
     vcpu.set_events(events)
     vcpu.set_mp_state(mp_state)
     debug = uapi.DebugRegs(dr6=get("dr6"), dr7=get("dr7"))
@@ -141,7 +142,8 @@ def load(vcpu: Vcpu, state: State) -> None:
 def _legacy(blob: bytes) -> LegacyState:
     flags, format_, size, vmcb_pa = _BLOB.unpack_from(blob)
     guest_mode = flags & StateFlags.GUEST_MODE
-    page = blob[_BLOB_PAGE : _BLOB_PAGE + PAGE_SIZE] if guest_mode else None
+    # A kernel that emits svm2 is tested for what it does with legacy state.
+    page = annex.strip(blob[_BLOB_PAGE : _BLOB_PAGE + PAGE_SIZE]) if guest_mode else None
     return LegacyState(flags, format_, size, vmcb_pa if guest_mode else 0, page)
 
 

@@ -29,7 +29,7 @@ from qmpfilter.svm.svm2 import Svm2State, Validity
 from qmpfilter.svm.vmcb import CONTROL, PAGE_SIZE, SAVE, SAVE_OFFSET, RegisterClass, registers, save_fields
 from qmpfilter.wire import cpu
 
-__all__ = ["Result", "run"]
+__all__ = ["Result", "Stop", "differences", "reach_stop", "run", "take", "until"]
 
 _SECONDS: Final = 20.0
 _LONGER: Final = 1.1
@@ -61,7 +61,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Stop:
+class Stop:
     """A machine's state and memory."""
 
     state: qemu.State
@@ -96,10 +96,10 @@ def run(kvm: Kvm, case: Case) -> Result:
 def _run(kvm: Kvm, case: Case, result: Result) -> Iterator[str]:
     vm, memory, vcpu = guest.prepare(kvm, case)
     with vm, vcpu:
-        _reach_stop(vcpu, case)
-        before = _take(vcpu, memory)
-        _until(vcpu, IN_L1)
-        after = _take(vcpu, memory)
+        reach_stop(vcpu, case)
+        before = take(vcpu, memory)
+        until(vcpu, IN_L1)
+        after = take(vcpu, memory)
     nested = before.state.nested
     if case.smi:
         if nested.guest_mode:
@@ -127,7 +127,7 @@ def _run(kvm: Kvm, case: Case, result: Result) -> Iterator[str]:
 
 
 def _proved(
-    kvm: Kvm, case: Case, before: _Stop, after: _Stop, upgrade: Upgrade, exempt: dict[str, bool], how: str
+    kvm: Kvm, case: Case, before: Stop, after: Stop, upgrade: Upgrade, exempt: dict[str, bool], how: str
 ) -> Iterator[str]:
     """What is wrong with a conversion and with the machines that were given its result."""
     if not case.handled:
@@ -146,12 +146,15 @@ def _proved(
 # --- running -----------------------------------------------------------------------------------
 
 
-def _reach_stop(vcpu: Vcpu, case: Case) -> None:
-    """:raises HostError: the guest does something else"""
+def reach_stop(vcpu: Vcpu, case: Case) -> None:
+    """Run a case's guest until it is where the case wants it.
+
+    :raises HostError: the guest does something else
+    """
     if case.loop:
         _reach_pending_run(vcpu, case)
     else:
-        _until(vcpu, IN_L2)
+        until(vcpu, IN_L2)
     if case.events:
         events = vcpu.events()
         for name, value in case.events.items():
@@ -159,7 +162,7 @@ def _reach_stop(vcpu: Vcpu, case: Case) -> None:
         vcpu.set_events(events)
     if case.smi:
         vcpu.smi()
-        _until(vcpu, IN_SMM)
+        until(vcpu, IN_SMM)
 
 
 def _reach_pending_run(vcpu: Vcpu, case: Case) -> None:
@@ -185,7 +188,7 @@ def _reach_pending_run(vcpu: Vcpu, case: Case) -> None:
     raise HostError(f"within {_SECONDS:g} s the vCPU was never stopped right after VMRUN")
 
 
-def _until(vcpu: Vcpu, port: int) -> None:
+def until(vcpu: Vcpu, port: int) -> None:
     """Run until the guest's OUT to that port has been executed.
 
     :raises HostError: the guest does something else
@@ -202,12 +205,13 @@ def _unexpected(vcpu: Vcpu, reason: Exit | None) -> str:
     return f"the guest stopped with {name} at RIP {regs.rip:#x} (RAX {regs.rax:#x}, RFLAGS {regs.rflags:#x})"
 
 
-def _take(vcpu: Vcpu, memory: Memory) -> _Stop:
-    return _Stop(qemu.save(vcpu), memory.read(0, MEMORY))
+def take(vcpu: Vcpu, memory: Memory) -> Stop:
+    """What there is of a machine that does not run."""
+    return Stop(qemu.save(vcpu), memory.read(0, MEMORY))
 
 
 def _restored(
-    kvm: Kvm, state: qemu.State, before: _Stop, after: _Stop, how: str, doubtful: frozenset[str]
+    kvm: Kvm, state: qemu.State, before: Stop, after: Stop, how: str, doubtful: frozenset[str]
 ) -> Iterator[str]:
     """What differs after a fresh machine was given a state and went on."""
     vm, memory, vcpu = guest.start(kvm)
@@ -215,16 +219,20 @@ def _restored(
         memory.write(0, before.memory)
         try:
             qemu.load(vcpu, state)
-            _until(vcpu, IN_L1)
+            until(vcpu, IN_L1)
         except HostError as error:
             yield f"{how}: {error}"
             return
-        reached = _take(vcpu, memory)
-    for difference in _differences(reached, after, doubtful):
+        reached = take(vcpu, memory)
+    for difference in differences(reached, after, doubtful):
         yield f"{how}: {difference}"
 
 
-def _differences(reached: _Stop, wanted: _Stop, doubtful: frozenset[str]) -> Iterator[str]:
+def differences(reached: Stop, wanted: Stop, doubtful: frozenset[str]) -> Iterator[str]:
+    """What is not the same after a restore, one sentence each.
+
+    :param doubtful: registers of VMCB12 that may differ
+    """
     ours, theirs = reached.state, wanted.state
     if ours.nested != theirs.nested:
         yield f"nested state is {ours.nested}, not {theirs.nested}"
@@ -246,7 +254,7 @@ def _bytes(value: object) -> object:
 _RECOMPUTED: Final[Mapping[str, int]] = {f"{register}_attrib": mask for register, mask in NORMALISED.items()}
 
 
-def _memory_differences(reached: _Stop, wanted: _Stop, doubtful: frozenset[str]) -> Iterator[str]:
+def _memory_differences(reached: Stop, wanted: Stop, doubtful: frozenset[str]) -> Iterator[str]:
     """VMCB12 is compared field by field, because of what a restore cannot keep in it: registers that the conversion
     itself does not call exact, and attributes that KVM recomputes. All else has to be the same."""
     free = {name for register in doubtful & _REGISTERS for name in save_fields(register)}
@@ -303,7 +311,7 @@ def _rebuilt(state: qemu.State, svm2: Svm2State, case: Case) -> qemu.State:
     return replace(state, nested=back.legacy, block=back.block)
 
 
-def _oracle(upgrade: Upgrade, after: _Stop, exempt: dict[str, bool], how: str) -> Iterator[str]:
+def _oracle(upgrade: Upgrade, after: Stop, exempt: dict[str, bool], how: str) -> Iterator[str]:
     """Fields in which vmcb12_save is not what KVM itself wrote at #VMEXIT, and L1's VMSAVE after it."""
     for finding in upgrade.fields:
         register = finding.field.removeprefix("vmcb12_save.")

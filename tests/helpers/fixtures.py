@@ -16,6 +16,10 @@ __all__ = ["DIRECTORY", "Fixture", "fixtures"]
 DIRECTORY = Path(__file__).parent.parent / "fixtures"
 
 
+# What the name of a host with such a kernel ends with.
+_SVM2 = "-svm2"
+
+
 @dataclass(frozen=True)
 class Fixture:
     """One recording: `facts` is its entry of the manifest."""
@@ -59,8 +63,9 @@ def _read(name: str, length: int, sha256: str) -> bytes:
 _kept = functools.cache(_read)
 
 
-def fixtures(*, role: str = "stream", host: str | None = None) -> list[Fixture]:
-    """All recordings that have a file of that role."""
+def fixtures(*, role: str = "stream", host: str | None = None, svm2: bool = False) -> list[Fixture]:
+    """All recordings that have a file of that role: of stock kernels, or of those that emit svm2."""
     manifest = json.loads((DIRECTORY / "manifest.json").read_text())
     every = [Fixture(facts["name"], facts) for facts in manifest["fixtures"]]
+    every = [item for item in every if item.facts["host"].endswith(_SVM2) == svm2]
     return [item for item in every if item.has(role) and host in (None, item.facts["host"])]

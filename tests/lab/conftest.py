@@ -10,13 +10,21 @@ from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 from tests.lab.emulator import EmulatedHost
-from tests.lab.hosts import HOSTS, emulator, host_image
+from tests.lab.hosts import HOSTS
+from tests.lab.svm2 import SVM2_HOSTS, boot
 
 
 @pytest.fixture(scope="session", params=list(HOSTS))
 def emulated_host(request: pytest.FixtureRequest) -> Iterator[EmulatedHost]:
-    """Each host in turn, booted once for all the tests that use it."""
-    with EmulatedHost(host_image(HOSTS[request.param]), emulator()) as host:
+    """Each stock host in turn, booted once for all the tests that use it."""
+    with boot(request.param) as host:
+        yield host
+
+
+@pytest.fixture(scope="session", params=list(SVM2_HOSTS))
+def svm2_host(request: pytest.FixtureRequest) -> Iterator[EmulatedHost]:
+    """Each host whose kernel speaks svm2 in turn, likewise."""
+    with boot(request.param) as host:
         yield host
 
 
@@ -26,8 +34,8 @@ class ByHost(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         # Parameters of a session come first in an identifier.
         file, _, test = nodeid.partition("::")
-        host = test.partition("[")[2].rstrip("]").partition("-")[0]
-        return host if host in HOSTS else file
+        parameters = test.partition("[")[2]
+        return next((name for name in (*SVM2_HOSTS, *HOSTS) if parameters.startswith(name)), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByHost | None:

@@ -64,7 +64,7 @@ class EmulatedHost:
 
     def __init__(self, image: HostImage, emulator: Rootfs) -> None:
         self.host: Host = image.host
-        self._image = image
+        self.image = image
         self._emulator = emulator
         self._directory = Path(mkdtemp(prefix=f"lab-{image.host.name}-"))
         self._serial = self._directory / "serial"
@@ -153,7 +153,7 @@ class EmulatedHost:
         return Result(str(reply["output"]), found)
 
     def _start(self, port: int, monitor: int) -> None:
-        image, emulator = self._image, self._emulator
+        image, emulator = self.image, self._emulator
         overlay = self._directory / "disk.qcow2"
         subprocess.run(
             ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image.disk), str(overlay)],

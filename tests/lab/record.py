@@ -18,11 +18,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from .emulator import EmulatedHost
-from .hosts import HOSTS, HostImage, emulator, host_image
+from .hosts import HostImage, emulator
 from .inhost.modes import MODES
 from .recording import Recording, record
 from .scenarios import CORPUS, Migration, Scenario
+from .svm2 import boot
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 MANIFEST = FIXTURES / "manifest.json"
@@ -52,14 +52,13 @@ def main(names: list[str]) -> int:
 
 
 def _record_on(host_name: str, scenarios: list[Scenario]) -> None:
-    image = host_image(HOSTS[host_name])
-    with EmulatedHost(image, emulator()) as host:
+    with boot(host_name) as host:
         for scenario in scenarios:
             start = time.monotonic()
             recording = record(host, scenario)
             name = f"{host_name}-{scenario.name}"
             with _FIXTURES_LOCK:
-                entry = _store(name, image, recording)
+                entry = _store(name, host.image, recording)
                 _write_manifest({**_read_manifest(), name: entry})
             print(f"{name}: {time.monotonic() - start:.1f} s", flush=True)
 

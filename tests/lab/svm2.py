@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hosts whose kvm_amd speaks svm2: a stock host, and a module built from its kernel's packages and examples/kernel."""
+"""Hosts whose kvm_amd speaks svm2: a stock host with a module from its kernel's source and examples/kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .cache import cached
 from .emulator import EmulatedHost
-from .hosts import MID, NEW, Host, HostImage, emulator, host_image, run_tool, unpack_packages
+from .hosts import HOSTS, MID, NEW, Host, HostImage, emulator, host_image, run_tool, unpack_packages
 
 RECIPE = 1  # counted up when the building changes in a way the inputs below do not show
 KERNEL = Path(__file__).parents[2] / "examples/kernel"
@@ -54,6 +54,13 @@ class EmulatedSvm2Host(EmulatedHost):
     def _boot(self) -> None:
         super()._boot()
         self.run(["sh", "-c", _LOAD], {MODULE: self._module}, LOAD_SECONDS)
+
+
+def boot(name: str) -> EmulatedHost:
+    """The host of that name, stock or svm2, booted. Raises as :func:`svm2_module` does."""
+    if name in HOSTS:
+        return EmulatedHost(host_image(HOSTS[name]), emulator())
+    return EmulatedSvm2Host(SVM2_HOSTS[name])
 
 
 def svm2_module(host: Svm2Host) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,6 +15,7 @@ from qmpfilter.svm.legacy import LegacyState
 from qmpfilter.svm.vmcb import SAVE_OFFSET
 from tests.helpers.fixtures import Fixture, fixtures
 from tests.helpers.vcpus import vcpus_in_l2
+from tests.lab.arriving import arrive
 from tests.lab.emulator import EmulatedHost, JobFailed
 from tests.lab.guest.build import build_guest
 from tests.lab.hosts import HOSTS
@@ -40,7 +40,7 @@ def test_annex_loads_and_every_l2_goes_on(source: Fixture, emulated_host: Emulat
     annexed = _converted(original, "annex", tmp_path)
     assert [_page(state)[ANNEX_OFFSET:].startswith(MAGIC) for state in _states(annexed)] == [True] * len(VCPUS)
 
-    progress, again = _arrive(emulated_host, source, annexed)
+    progress, again = arrive(emulated_host, source, annexed)
 
     rounds = {index: progress["rounds"][str(index)] for index in range(len(VCPUS))}
     assert all(len(printed) >= 3 and printed == sorted(set(printed)) for printed in rounds.values()), rounds
@@ -56,17 +56,7 @@ def test_annex_loads_and_every_l2_goes_on(source: Fixture, emulated_host: Emulat
 def test_native_state_is_none_of_a_stock_host(emulated_host: EmulatedHost, tmp_path: Path) -> None:
     natively = _converted(SOURCES[0].file("stream"), "native", tmp_path)
     with pytest.raises(JobFailed, match=r"(?s)QEMU: .*nested_state"):
-        _arrive(emulated_host, SOURCES[0], natively)
-
-
-def _arrive(host: EmulatedHost, source: Fixture, stream: bytes) -> tuple[dict[str, Any], bytes]:
-    """Lets a stream arrive on a host: the guest's progress there, and the stream that the host sends of it."""
-    symbols = {name: int(value, 16) for name, value in source.truth()["guest"]["symbols"].items()}
-    spec = {"arguments": source.facts["command line"], "vcpus": VCPUS, "symbols": symbols}
-    files = {"l1.elf": build_guest().elf, "stream": stream, "spec.json": json.dumps(spec).encode()}
-    left = host.run(["python3", "-m", "inhost.arrival", "spec.json"], files, SECONDS).files
-    progress: dict[str, Any] = json.loads(left["progress.json"])
-    return progress, left["again"]
+        arrive(emulated_host, SOURCES[0], natively)
 
 
 def _converted(stream: bytes, target: str, directory: Path) -> bytes:
