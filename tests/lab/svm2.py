@@ -17,7 +17,7 @@ APPLY = KERNEL / "apply"
 SOURCES = (APPLY, KERNEL / "svm2.c", KERNEL / "svm2.h")
 LOAD_SECONDS = 60.0
 MODULE = "kvm-amd.ko"
-PACKAGES = ("gcc", "make", "xz-utils")
+PACKAGES = ("gcc", "libc6-dev", "make", "xz-utils")
 # All but the module of AMD is the stock kernel's own.
 _ONLY_AMD = ("CONFIG_KVM_X86=n", "CONFIG_KVM_INTEL=n")
 # objtool wants /proc.
@@ -27,10 +27,15 @@ _LOAD = f'modprobe -r kvm_amd && xz --check=crc32 -c {MODULE} >"$(modinfo -n kvm
 
 @dataclass(frozen=True)
 class Svm2Host:
-    """A host by the stock one that it is built on."""
+    """A host by the stock one that it is built on.
+
+    :param tests: those of the kernel's own selftests of nested SVM that pass with the stock kernel; the others want
+        what the emulated CPU has not, as NRIPS, LBRV, TSC scaling
+    """
 
     name: str
     stock: Host
+    tests: tuple[str, ...]
 
     @property
     def source(self) -> str:
@@ -38,8 +43,13 @@ class Svm2Host:
         return self.stock.kernel.removesuffix(".")
 
 
-MID_SVM2 = Svm2Host("mid-svm2", MID)
-NEW_SVM2 = Svm2Host("new-svm2", NEW)
+_TESTS = ("state_test", "smm_test", "svm_vmcall_test", "svm_int_ctl_test", "svm_nested_shutdown_test")
+_NEW_TESTS = (
+    *("nested_invalid_cr3_test", "nested_set_state_test", "nested_tsc_adjust_test", "svm_nested_clear_efer_svme"),
+    *("svm_nested_pat_test", "svm_nested_vmcb12_gpa"),
+)
+MID_SVM2 = Svm2Host("mid-svm2", MID, _TESTS)
+NEW_SVM2 = Svm2Host("new-svm2", NEW, (*_TESTS, *_NEW_TESTS))
 SVM2_HOSTS = {host.name: host for host in (MID_SVM2, NEW_SVM2)}
 
 
@@ -70,21 +80,33 @@ def svm2_module(host: Svm2Host) -> Path:
     headers of the kernel in the host's image: that image has to be built anew.
     """
     image = host_image(host.stock)
-    directory = cached(f"{host.name}-{_digest(image)}", lambda target: _build(host, image, target))
-    return directory / MODULE
+    key = f"{host.name}-{_digest(image.versions['kernel'], *(source.read_text() for source in SOURCES))}"
+    return cached(key, lambda target: _build(host, image, target)) / MODULE
 
 
-def _digest(image: HostImage) -> str:
-    inputs = [str(RECIPE), image.versions["kernel"], *(source.read_text() for source in SOURCES)]
-    return hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:16]
+def kernel_tests(host: Svm2Host) -> dict[str, bytes]:
+    """The kernel's own selftests by name, built from the same source package. Raises as :func:`svm2_module` does."""
+    release = host_image(host.stock).versions["kernel"]
+    key = f"{host.name}-tests-{_digest(release, *host.tests)}"
+    directory = cached(key, lambda target: _build_tests(host, release, target))
+    return {name: (directory / name).read_bytes() for name in host.tests}
+
+
+def _digest(*inputs: str) -> str:
+    return hashlib.sha256("\0".join((str(RECIPE), *PACKAGES, *inputs)).encode()).hexdigest()[:16]
+
+
+def _root(host: Svm2Host, release: str) -> Path:
+    """An unpacked root directory with a compiler, and the headers and the source of the host's kernel."""
+    packages = (*PACKAGES, f"linux-headers-{release}", f"linux-source-{host.source}")
+    key = f"{host.name}-root-{_digest(release)}"
+    return cached(key, lambda empty: unpack_packages(host.stock, packages, empty / "root")) / "root"
 
 
 def _build(host: Svm2Host, image: HostImage, target: Path) -> None:
     """Builds the module against the headers of the kernel, of whose source only KVM's directories are unpacked."""
     release = image.versions["kernel"]
-    packages = (*PACKAGES, f"linux-headers-{release}", f"linux-source-{host.source}")
-    made = cached(f"{host.name}-root-{release}", lambda empty: unpack_packages(host.stock, packages, empty / "root"))
-    root = made / "root"
+    root = _root(host, release)
     common = root / "usr/src" / f"linux-headers-{release.removesuffix('-cloud-amd64')}-common"
     tarball = root / f"usr/src/linux-source-{host.source}.tar.xz"
     top = f"linux-source-{host.source}"
@@ -97,3 +119,19 @@ def _build(host: Svm2Host, image: HostImage, target: Path) -> None:
     run_tool([*within, *make])
     run_tool(["chroot", str(root), "strip", "--strip-debug", str(inside / MODULE)])
     (target / MODULE).write_bytes((common / "arch/x86/kvm" / MODULE).read_bytes())
+
+
+def _build_tests(host: Svm2Host, release: str, target: Path) -> None:
+    root = _root(host, release)
+    source, top = root / "usr/src", f"linux-source-{host.source}"
+    run_tool(["tar", "-xf", str(source / f"{top}.tar.xz"), "-C", str(source), f"{top}/tools", f"{top}/scripts"])
+    kvm = f"/usr/src/{top}/tools/testing/selftests/kvm"
+    # The directory had another name before.
+    x86 = next(name for name in ("x86", "x86_64") if (root / kvm.lstrip("/") / name).is_dir())
+    built = [f"/tmp/kvm/{x86}/{name}" for name in host.tests]
+    # libvfio is of use to none of these.
+    options = [f"ARCH={x86}", "OUTPUT=/tmp/kvm", "LIBVFIO_C="]
+    run_tool(["chroot", str(root), "make", "-s", "-j2", "-C", kvm, *options, *built])
+    for path in built:
+        run_tool(["chroot", str(root), "strip", path])
+        (target / Path(path).name).write_bytes((root / path.lstrip("/")).read_bytes())

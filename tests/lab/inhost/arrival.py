@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Loads a stream and runs on from it: ``python3 -m inhost.arrival SPEC.json``.
 
-The specification has the command line, the vCPUs' letters, and the symbols of the guest; the stream is the file
-``stream``.  Before the guest runs on, what it has become is sent once more, to ``out/again``; then every vCPU has to
-print rounds, and every L1 an exit of its L2.  ``out/progress.json`` says how far they came.
+The specification has the command line, the vCPUs' letters, the symbols of the guest, and how many seconds a round may
+take; the stream is the file ``stream``.  Before the guest runs on, what it has become is sent once more, to
+``out/again``; then every vCPU has to print rounds, and every L1 an exit of its L2.  ``out/progress.json`` says how
+far they came.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def arrive(spec: dict[str, Any], directory: Path) -> dict[str, Any]:
         runs = [index for index, letter in enumerate(spec["vcpus"]) if letter != "-"]
         least = dict.fromkeys(runs, 0)
         for _ in range(ROUNDS):
-            machine.wait_for_rounds(least)
+            machine.wait_for_rounds(least, spec["patience"])
             least = {index: machine.progress().rounds[index][-1] for index in runs}
         in_l2 = [index for index, letter in enumerate(spec["vcpus"]) if letter in "2n"]
         wait_until(

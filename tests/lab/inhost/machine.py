@@ -66,7 +66,7 @@ class Machine:
         text = self._console.read_text(errors="replace") if self._console.exists() else ""
         return read_console(text, self._contexts)
 
-    def wait_for_rounds(self, rounds: dict[int, int]) -> None:
+    def wait_for_rounds(self, rounds: dict[int, int], seconds: float = PROGRESS_SECONDS) -> None:
         """Waits until each of these vCPUs has printed a round later than the given one."""
 
         def reached() -> bool:
@@ -75,7 +75,7 @@ class Machine:
             return all(printed.get(index, [0])[-1] > least for index, least in rounds.items())
 
         try:
-            wait_until(reached, PROGRESS_SECONDS, f"progress of the guest on the {self.name}", interval=0.2)
+            wait_until(reached, seconds, f"progress of the guest on the {self.name}", interval=0.2)
         except TimeoutError as late:
             raise TimeoutError(f"{late}; wanted rounds after {rounds}, printed:\n{self._tail()}") from late
 
