@@ -135,6 +135,14 @@ def test_l2_comes_from_the_record_and_dr7_too_with_a_filter(svm2_host: EmulatedH
         assert records(again)[index].vmcb12_save == state.vmcb12_save
 
 
+def test_the_log_is_free_of_warnings(svm2_host: EmulatedHost) -> None:
+    log = svm2_host.run(["dmesg"], {}, 60.0).output
+    assert "kvm_amd" in log or "SVM" in log
+    assert [
+        line for line in log.splitlines() if any(word in line for word in ("WARNING:", "BUG:", "Oops", "RIP:"))
+    ] == []
+
+
 # --- a kernel that does not --------------------------------------------------------------------
 
 
