@@ -129,8 +129,8 @@ def _build_tests(host: Svm2Host, release: str, target: Path) -> None:
     # The directory had another name before.
     x86 = next(name for name in ("x86", "x86_64") if (root / kvm.lstrip("/") / name).is_dir())
     built = [f"/tmp/kvm/{x86}/{name}" for name in host.tests]
-    # libvfio is of use to none of these.
-    options = [f"ARCH={x86}", "OUTPUT=/tmp/kvm", "LIBVFIO_C="]
+    # libvfio, and with it libuuid, is of use to none of these.
+    options = [f"ARCH={x86}", "OUTPUT=/tmp/kvm", "LIBVFIO_C=", "LDLIBS=-ldl"]
     run_tool(["chroot", str(root), "make", "-s", "-j2", "-C", kvm, *options, *built])
     for path in built:
         run_tool(["chroot", str(root), "strip", path])

@@ -11,9 +11,10 @@ import pytest
 from qmpfilter.selftest.cases import RANDOM_CASES, cases
 from qmpfilter.svm.svm2 import Svm2Flags, Validity
 from tests.lab import losses
-from tests.lab.emulator import EmulatedHost
+from tests.lab.emulator import EmulatedHost, JobFailed
 from tests.lab.package import run_packaged, run_python
 from tests.lab.svm2 import SVM2_HOSTS, kernel_tests
+from tests.lab.test_selftest import reloaded
 
 pytestmark = pytest.mark.lab
 
@@ -21,6 +22,9 @@ SECONDS = 400.0
 MUTATIONS = 10_000
 # The only one that a kernel has not always.
 EXACT = ~Validity(0) & ~Validity.G_PAT
+#: Gives a state back with another vmcb_pa, which makes it one that the record does not belong to.
+EDITS_STATE = "svm_nested_vmcb12_gpa"
+PARAMETER = "/sys/module/kvm_amd/parameters/svm2"
 #: Not before Linux 7.2.
 WITH_OWN_PAT = {"new-svm2"}
 
@@ -55,6 +59,13 @@ def test_l2_is_restored_from_the_record_with_all_its_registers_scrambled(observe
     assert {name: found for name, found in wrong.items() if found} == {}
 
 
+def test_nor_does_it_take_nested_paging(svm2_host: EmulatedHost) -> None:
+    with reloaded(svm2_host, npt=0):
+        told = losses.observe(svm2_host, npt=0)
+    assert told["cases"]
+    assert [case for case in told["cases"] if case["record"] or case["svm2"] or case["else"]] == []
+
+
 @pytest.mark.parametrize("loss", losses.LOSSES)
 def test_legacy_state_loses_what_svm2_keeps(svm2_host: EmulatedHost, observed: dict[str, Any], loss: str) -> None:
     legacy, svm2 = losses.rows(observed)[loss]
@@ -75,8 +86,19 @@ def test_selftest_passes_as_on_a_stock_kernel(svm2_host: EmulatedHost) -> None:
 
 def test_the_kernels_own_tests_of_nested_svm_pass(svm2_host: EmulatedHost) -> None:
     files = kernel_tests(SVM2_HOSTS[svm2_host.host.name])
+    edits = files.pop(EDITS_STATE, None)
     script = "".join(f"chmod +x {name}\n./{name} || exit 1\n" for name in files)
     svm2_host.run(["sh", "-c", script], files, SECONDS)
+    if edits is None:
+        return
+    run = f"chmod +x {EDITS_STATE}; ./{EDITS_STATE}"
+    with pytest.raises(JobFailed, match=r"(?s)not ok 7 vmcb12_gpa\.vmexit_unmappable.*pass:6 fail:1 "):
+        svm2_host.run(["sh", "-c", run], {EDITS_STATE: edits}, SECONDS)
+    svm2_host.run(
+        ["sh", "-c", f"echo N >{PARAMETER}; {run}; said=$?; echo Y >{PARAMETER}; exit $said"],
+        {EDITS_STATE: edits},
+        SECONDS,
+    )
 
 
 def test_a_damaged_record_of_any_kind_is_refused_and_moves_nothing(damaged: dict[str, Any]) -> None:
