@@ -11,6 +11,7 @@ import pytest
 
 from qmpfilter.kvm import uapi
 from qmpfilter.selftest import qemu
+from qmpfilter.svm.annex import RECORD
 from qmpfilter.svm.legacy import SIZE_L1, SIZE_L2
 from qmpfilter.wire import cpu
 
@@ -57,9 +58,14 @@ def blob(flags: int, size: int) -> bytes:
     return (header + pa).ljust(SIZE_L1, b"\0") + Random(flags).randbytes(size - SIZE_L1)
 
 
+def legacy_blob(flags: int) -> bytes:
+    """As a stock kernel gives it."""
+    return blob(flags, SIZE_L2)[: -RECORD.size] + bytes(RECORD.size) if flags & 1 else blob(flags, SIZE_L1)
+
+
 @pytest.mark.parametrize("flags", [0x000, 0x100, 0x101, 0x103, 0x001])
 def test_what_was_saved_is_loaded(flags: int) -> None:
-    nested = blob(flags, SIZE_L2 if flags & 1 else SIZE_L1)
+    nested = legacy_blob(flags)
     source: Any = Remembering(1, nested)
     saved = qemu.save(source)
     assert saved.nested.flags == flags
@@ -72,3 +78,9 @@ def test_what_was_saved_is_loaded(flags: int) -> None:
     assert bytes(destination.kept["regs"]) == bytes(source.kept["regs"])
     assert again.shared[0] == saved.shared[0]
     assert again.shared[2] == saved.shared[2]
+
+
+def test_of_a_kernel_that_emits_svm2_the_legacy_state_is_tested() -> None:
+    given = legacy_blob(0x101)[: -RECORD.size] + Random(0).randbytes(RECORD.size)
+    source: Any = Remembering(1, given)
+    assert qemu.save(source).nested.page == legacy_blob(0x101)[SIZE_L1:]
