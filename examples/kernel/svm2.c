@@ -83,6 +83,12 @@ static u32 svm2_record_crc(const struct svm2_record *record)
 	return ~crc32_le(crc, start + end, sizeof(*record) - end);
 }
 
+/* While userspace has breakpoints of its own, vmcb02's DR7 is not L2's. */
+static bool svm2_has_l2_dr7(struct vcpu_svm *svm)
+{
+	return !(svm->vcpu.guest_debug & KVM_GUESTDBG_USE_HW_BP);
+}
+
 /* VMCB12's save area, as L2's #VMEXIT and a VMSAVE would leave it now. */
 static void svm2_fill_save(struct vcpu_svm *svm, struct vmcb_save_area *to)
 {
@@ -101,7 +107,7 @@ static void svm2_fill_save(struct vcpu_svm *svm, struct vmcb_save_area *to)
 	to->cr4 = kvm_read_cr4(vcpu);
 	to->cr3 = kvm_read_cr3(vcpu);
 	to->cr0 = kvm_read_cr0(vcpu);
-	to->dr7 = from->dr7;
+	to->dr7 = svm2_has_l2_dr7(svm) ? from->dr7 : vcpu->arch.dr7;
 	to->dr6 = vcpu->arch.dr6;
 	to->rflags = kvm_get_rflags(vcpu);
 	to->rip = kvm_rip_read(vcpu);
@@ -158,10 +164,11 @@ static int svm2_get_record(struct vcpu_svm *svm, void __user *user_page)
 	record->length = sizeof(*record);
 	record->flags = SVM2_AUTHORITATIVE;
 	record->vmcb_pa = svm->nested.vmcb12_gpa;
-	record->validity = SVM2_VALID_DR7 | SVM2_VALID_LBR |
-			   SVM2_VALID_CET | SVM2_VALID_NEXT_RIP |
-			   SVM2_VALID_INT_STATE | SVM2_VALID_ATTRIBS |
-			   SVM2_VALID_SPEC_CTRL;
+	record->validity = SVM2_VALID_LBR | SVM2_VALID_CET |
+			   SVM2_VALID_NEXT_RIP | SVM2_VALID_INT_STATE |
+			   SVM2_VALID_ATTRIBS | SVM2_VALID_SPEC_CTRL;
+	if (svm2_has_l2_dr7(svm))
+		record->validity |= SVM2_VALID_DR7;
 	if (svm2_has_own_pat(svm))
 		record->validity |= SVM2_VALID_G_PAT;
 	record->producer = SVM2_PRODUCER_LINUX;

@@ -54,6 +54,12 @@ def test_every_record_is_what_vmexit_writes(observed: dict[str, Any]) -> None:
         assert case["validity"] == (EXACT | Validity.G_PAT if own_pat else EXACT)
 
 
+def test_a_breakpoint_of_userspace_is_not_l2s(observed: dict[str, Any]) -> None:
+    debugged = observed["debugged"]
+    assert debugged["dr7"] == debugged["told"]
+    assert debugged["validity"] == EXACT & ~Validity.DR7
+
+
 def test_l2_is_restored_from_the_record_with_all_its_registers_scrambled(observed: dict[str, Any]) -> None:
     wrong = {case["case"]: case["svm2"] + case["else"] for case in observed["cases"]}
     assert {name: found for name, found in wrong.items() if found} == {}

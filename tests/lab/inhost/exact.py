@@ -24,7 +24,7 @@ from qmpfilter.kvm.device import Kvm, Vcpu, Vm
 from qmpfilter.selftest import guest, qemu
 from qmpfilter.selftest.case import Case
 from qmpfilter.selftest.cases import cases
-from qmpfilter.selftest.memory import IN_L1
+from qmpfilter.selftest.memory import IN_L1, VMCB12
 from qmpfilter.selftest.run import Stop, differences, reach_stop, take, until
 from qmpfilter.svm import annex
 from qmpfilter.svm.svm2 import Validity
@@ -35,6 +35,8 @@ _BLOB_PAGE = 0x80
 _ENABLE_CAP = 0x4068_AEA3
 _DISABLE_QUIRKS2 = 213
 _SHARED_PAT = 1 << 11
+_SET_GUEST_DEBUG = 0x4048_AE9B
+_USE_HW_BP = 1 << 17 | 1  # and KVM_GUESTDBG_ENABLE
 _PDPTRS = "cpu/pdptrs"
 # What L1 and L2 share is not L2's, and stays.
 _SHARED_MSRS = ("pat", "vm_hsave")
@@ -108,6 +110,20 @@ def _scramble_segment(segment: uapi.Segment, name: str, random: Random) -> None:
     segment.db = segment.dpl = segment.unusable = segment.avl = 0
 
 
+def _debugged(kvm: Kvm) -> dict[str, int]:
+    """The record's DR7 and validity, and what it should be, while userspace has a breakpoint of its own."""
+    case = Case("64-bit")
+    vm, memory, vcpu = guest.prepare(kvm, case)
+    with vm, vcpu:
+        reach_stop(vcpu, case)
+        fcntl.ioctl(vcpu.fileno(), _SET_GUEST_DEBUG, struct.pack("<II8Q", _USE_HW_BP, 0, *([0] * 7), 0x402))
+        stop = take(vcpu, memory)
+        record = annex.decode(vcpu.nested_state()[_BLOB_PAGE:], VMCB12, run_pending=False, gif=True)
+    assert record is not None
+    told = cpu.BLOCK.get(stop.state.block, "dr7")
+    return {"dr7": SAVE.get(record.vmcb12_save, "dr7"), "validity": int(record.validity), "told": told}
+
+
 def _restored(kvm: Kvm, before: Stop, load: Any) -> Stop:
     vm, memory, vcpu = guest.start(kvm)
     with vm, vcpu:
@@ -158,6 +174,7 @@ def main(npt: bool) -> None:
     kvm = kvm_with_own_pat()
     told: dict[str, Any] = {"own PAT": isinstance(kvm, OwnPat), "cases": []}
     with kvm:
+        told["debugged"] = _debugged(kvm)
         for case in cases(nested_paging=npt, vgif=True):
             if case.smi or (case.seed and not npt):
                 continue
