@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from random import Random
 
 import pytest
@@ -19,6 +20,7 @@ from tests.helpers.parse import parse
 from tests.helpers.vcpus import vcpus_in_l2
 from tests.lab.arriving import arrive
 from tests.lab.emulator import EmulatedHost, JobFailed
+from tests.lab.test_relay_nested import Way, travel
 
 pytestmark = pytest.mark.lab
 
@@ -133,6 +135,15 @@ def test_l2_comes_from_the_record_and_dr7_too_with_a_filter(svm2_host: EmulatedH
     _, again = arrive(svm2_host, source, scrambled(corrected))
     for index, state in records(source.file("stream")).items():
         assert records(again)[index].vmcb12_save == state.vmcb12_save
+
+
+def test_the_relay_keeps_dr7_in_a_live_migration(svm2_host: EmulatedHost) -> None:
+    left = travel(svm2_host, Way("annex", vcpus="2d"))
+    report = json.loads(left["report1.json"])
+    assert (report["outcome"], report["reason"]) == ("completed", "")
+    there = records(left["stream1"])
+    assert dr7(there[1]) == DR7_OF_L2
+    assert section_dr7(left["stream1"]) == [dr7(there[index]) for index in sorted(there)]
 
 
 def test_the_log_is_free_of_warnings(svm2_host: EmulatedHost) -> None:
