@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from qmpfilter.qmp.endpoint import Endpoint
 from qmpfilter.qmp.refusals import check_destination
-from qmpfilter.relay.address import widen
 
 __all__ = ["Destination"]
 
@@ -39,7 +38,6 @@ class Destination(Endpoint):
         :raises HostError: QEMU would not
         """
         ours, theirs = socket.socketpair()
-        widen(theirs)
         try:
             await self.begin("migrate-incoming", theirs)
         except BaseException:

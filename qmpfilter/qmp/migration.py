@@ -21,7 +21,7 @@ from qmpfilter.qmp.destination import Destination
 from qmpfilter.qmp.endpoint import Endpoint
 from qmpfilter.qmp.source import Source
 from qmpfilter.qmp.whereabouts import Whereabouts, whereabouts
-from qmpfilter.relay.address import TcpAddress, UnixAddress, widen
+from qmpfilter.relay.address import TcpAddress, UnixAddress
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.relay import Relay
@@ -147,9 +147,6 @@ class Migration:
         try:
             if self.destination is not None:
                 await self.destination.prepare(self.source.wanted())
-            if self.source.wanted().get("return-path"):
-                # Without one little may lie in buffers, see Relay.
-                widen(theirs)
             await self.source.start(theirs)
         except BaseException:
             ours.close()

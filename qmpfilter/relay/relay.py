@@ -31,7 +31,7 @@ from qmpfilter.errors import (
     UnsupportedError,
 )
 from qmpfilter.filter.gate import Piece
-from qmpfilter.relay.address import widen
+from qmpfilter.relay.address import tune
 from qmpfilter.relay.channel import FIRST_BYTES, Channel, channel_of, channel_of_any
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
@@ -232,8 +232,8 @@ class Relay:
         self._source = source
         self.channels.append(Channel.MAIN)
         self._destination = self._connect(Deadline(self._waits.connect, "connecting to the destination"), source)
-        widen(self._destination)
         for end in (source, self._destination):
+            tune(end)
             end.settimeout(min(_TICK, self._waits.idle, self._waits.answer))
         self.session.connected()
         self._moved = time.monotonic()
@@ -254,8 +254,8 @@ class Relay:
         except HostError:
             source.close()
             raise
-        widen(source)
-        widen(destination)
+        tune(source)
+        tune(destination)
         pump = Pump(source, destination, lambda _: None)
         with self._lock:
             self._pumps.append(pump)
@@ -301,7 +301,7 @@ class Relay:
     def _pass_forward(self, source: socket.socket, destination: socket.socket) -> None:
         buffer = memoryview(bytearray(_BUFFER))
         try:
-            while count := self._read(source, self._room(source, buffer), "the source"):
+            while count := self._read(source, self._room(buffer), "the source"):
                 if not self._deliver(destination, self._looker.receive_data(buffer[:count])):
                     break
             else:
@@ -321,40 +321,40 @@ class Relay:
             _log.exception("forward")
         self._drain(source, buffer)
 
-    def _room(self, source: socket.socket, buffer: memoryview) -> memoryview:
+    def _room(self, buffer: memoryview) -> memoryview:
         """How much to take at once.
 
         A source without a return path believes that all is well when it got rid of its last byte. So until it is
         known that it has one, little is read, and little can lie in buffers: a source that is refused then has
         not sent its guest's state.
         """
-        if self._wide or not self._looker.admitted:
-            return buffer if self._wide else buffer[:_FIRST]
-        self._wide = True
-        widen(source)
-        return buffer
+        self._wide = self._wide or self._looker.admitted
+        return buffer if self._wide else buffer[:_FIRST]
 
     def _deliver(self, destination: socket.socket, pieces: Iterable[Piece]) -> bool:
         """False if nothing more can be delivered: the backward thread then tells why."""
         began = time.monotonic()
-        for piece in pieces:
-            if piece.commit:
+        try:
+            for piece in pieces:
+                if piece.commit:
+                    with self._lock:
+                        if self.session.phase is Phase.STREAMING:
+                            self._cancel_tail_timer()
+                            self.session.committed(postcopy=self._looker.postcopy)
+                            self._moved = time.monotonic()
+                            self._note("committed")
+                            self.times["tail"] = time.monotonic() - (self._tail_began or began)
+                if self.session.phase is Phase.ENDED:
+                    return False
+                if not self._send(destination, piece.data, "the destination"):
+                    return False
+                self.forward += len(piece.data)
+        finally:
+            # Also when what came with the request is a reason to stop: the source waits for SHUT all the same.
+            if self._looker.return_path and not self.session.return_path:
                 with self._lock:
-                    if self.session.phase is Phase.STREAMING:
-                        self._cancel_tail_timer()
-                        self.session.committed(postcopy=self._looker.postcopy)
-                        self._moved = time.monotonic()
-                        self._note("committed")
-                        self.times["tail"] = time.monotonic() - (self._tail_began or began)
-            if self.session.phase is Phase.ENDED:
-                return False
-            if not self._send(destination, piece.data, "the destination"):
-                return False
-            self.forward += len(piece.data)
-        if self._looker.return_path and not self.session.return_path:
-            with self._lock:
-                self.session.return_path_opened()
-            self._note("return path")
+                    self.session.return_path_opened()
+                self._note("return path")
         if self._looker.holding and self._tail_timer is None and self.session.phase is Phase.STREAMING:
             late = DeadlineError(f"the state of devices took longer than {self._waits.tail:g} s")
             self._tail_began = time.monotonic()

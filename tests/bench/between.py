@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qmpfilter.cli.main import main
-from qmpfilter.relay.address import parse_address, widen
+from qmpfilter.relay.address import parse_address, tune
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.pump import Pump
 
@@ -42,7 +42,7 @@ def _pump(here: str, there: str) -> int:
         source, _ = listener.accept()
     destination = parse_address(there).connect(Deadline(_SECONDS, "connecting"))
     for connection in (source, destination):
-        widen(connection)
+        tune(connection)
     Pump(source, destination, end).start()
     ended.wait()
     return 1 if errors else 0

@@ -19,6 +19,7 @@ from qmpfilter.cli.main import EXIT_HOST, main
 from qmpfilter.cli.policy_options import EXIT_STAYED, EXIT_VETOED
 from qmpfilter.relay.session import SHUT_FAILED
 from tests.helpers.fixtures import fixtures
+from tests.helpers.migration import everything
 from tests.qmp.fake import SECONDS, SHUT_OK, STREAM
 
 ONE_WAY = next(fixture for fixture in fixtures() if fixture.name == "mid-l2").file("stream")
@@ -107,8 +108,12 @@ def test_a_veto(tmp_path: Path) -> None:
     facts = {"schema": "qmpfilter.host/1", "kvm": {"parameters": {"kvm_amd": {"nested": "0"}}}}
     (tmp_path / "host.json").write_text(json.dumps(facts))
     with piping(tmp_path, "--host", str(tmp_path / "host.json")) as run:
-        write_until_it_breaks(run, STREAM)
+        writer = threading.Thread(target=write_until_it_breaks, args=(run, STREAM))
+        writer.start()
+        with run.destination.accept()[0] as destination:
+            assert len(everything(destination)) < len(STREAM)
         assert run.answer.read() == SHUT_FAILED
+        writer.join(SECONDS)
         run.stream.close()
         status, said = run.end()
     assert status == EXIT_VETOED

@@ -19,12 +19,9 @@ import pytest
 from qmpfilter.cli.main import main
 from qmpfilter.cli.policy_options import EXIT_STAYED, EXIT_VETOED
 from qmpfilter.relay.session import SHUT_FAILED
-from qmpfilter.wire.framing import BE32, COMMAND_HEADER
-from tests.helpers.fixtures import fixtures
+from tests.helpers.migration import SHUT_OK, STREAM, everything, sending
 
 SECONDS = 20.0
-SHUT_OK = COMMAND_HEADER.pack(1, 4) + BE32.pack(0)
-STREAM = next(fixture for fixture in fixtures() if fixture.name == "mid-return-path").file("stream")
 
 
 @contextmanager
@@ -53,23 +50,22 @@ def relaying(directory: Path, *options: str) -> Iterator[tuple[subprocess.Popen[
                 process.kill()
 
 
-def everything(end: socket.socket) -> bytes:
-    parts = []
-    try:
-        while part := end.recv(1 << 20):
-            parts.append(part)
-    except ConnectionResetError:
-        pass
-    return b"".join(parts)
+def exactly(end: socket.socket, count: int) -> bytes:
+    got = b""
+    while len(got) < count and (part := end.recv(count - len(got))):
+        got += part
+    return got
 
 
 def test_a_completed_migration(tmp_path: Path) -> None:
     with relaying(tmp_path) as (process, source, listener):
-        source.sendall(STREAM)
-        source.shutdown(socket.SHUT_WR)
+        sender = sending(source, STREAM)
         destination = listener.accept()[0]
         with destination:
-            arrived = everything(destination)
+            arrived = exactly(destination, len(STREAM))
+            sender.join(SECONDS)
+            source.shutdown(socket.SHUT_WR)
+            assert everything(destination) == b""
             destination.sendall(SHUT_OK)
         assert everything(source) == SHUT_OK
         source.close()
@@ -108,13 +104,11 @@ def test_ended_by_a_signal(tmp_path: Path) -> None:
 
 def test_no_signal_ends_it_after_the_commit_point(tmp_path: Path) -> None:
     with relaying(tmp_path) as (process, source, listener):
-        source.sendall(STREAM)
+        sending(source, STREAM)
         destination = listener.accept()[0]
         with destination:
             destination.settimeout(SECONDS)
-            arrived = 0
-            while arrived < len(STREAM):
-                arrived += len(destination.recv(1 << 20))
+            exactly(destination, len(STREAM))
             for _ in range(3):
                 process.terminate()
                 time.sleep(0.1)
@@ -131,7 +125,7 @@ def test_a_veto(tmp_path: Path) -> None:
     facts = {"schema": "qmpfilter.host/1", "kvm": {"parameters": {"kvm_amd": {"nested": "0"}}}}
     (tmp_path / "host.json").write_text(json.dumps(facts))
     with relaying(tmp_path, "--host", str(tmp_path / "host.json")) as (process, source, listener):
-        source.sendall(STREAM)
+        sending(source, STREAM)
         destination = listener.accept()[0]
         with destination:
             arrived = everything(destination)

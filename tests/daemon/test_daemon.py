@@ -112,6 +112,7 @@ def test_what_the_request_asks_for_goes_before_the_configuration(daemon: DaemonP
     session = begin(daemon, ends, STREAM[:PART], mode="legacy", host=facts)
     assert running(daemon, session)["mode"] == "legacy"
     ends.send(STREAM[PART:])
+    everything(ends.destination)
     assert everything(ends.source) == SHUT_FAILED
     ends.source.close()
     assert daemon.report(session)["outcome"] == "vetoed"

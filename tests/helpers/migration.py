@@ -3,14 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 from pathlib import Path
 from typing import Any, Final, Self
 
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 from tests.helpers.fixtures import fixtures
 
-__all__ = ["PART", "SHUT_OK", "STREAM", "Ends", "asked", "everything"]
+__all__ = ["PART", "SHUT_OK", "STREAM", "Ends", "asked", "everything", "sending"]
 
 SECONDS = 20.0
 SHUT_OK: Final = COMMAND_HEADER.pack(1, 4) + BE32.pack(0)
@@ -32,6 +34,7 @@ class Ends:
         self._listener.bind(str(incoming))
         self._listener.listen()
         self._open = [self._listener]
+        self._sending: threading.Thread | None = None
         self.arrived = 0
 
     def __enter__(self) -> Self:
@@ -40,6 +43,8 @@ class Ends:
     def __exit__(self, *_: object) -> None:
         for end in self._open:
             end.close()
+        if self._sending is not None:
+            self._sending.join(SECONDS)
 
     def dial(self, port: str) -> None:
         """The source connects to an address that a daemon gave."""
@@ -48,8 +53,10 @@ class Ends:
         self._open.append(self.source)
 
     def send(self, data: bytes) -> None:
-        """From the source."""
-        self.source.sendall(data)
+        """From the source, which may have to wait until the destination reads."""
+        if self._sending is not None:
+            self._sending.join(SECONDS)
+        self._sending = sending(self.source, data)
 
     def accept(self) -> None:
         """The destination is connected to."""
@@ -69,6 +76,18 @@ class Ends:
         heard = everything(self.source)
         self.source.close()
         return heard
+
+
+def sending(end: socket.socket, data: bytes) -> threading.Thread:
+    """Send while others read, until all is sent or nobody reads any more."""
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            end.sendall(data)
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    return thread
 
 
 def everything(end: socket.socket) -> bytes:

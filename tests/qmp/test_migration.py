@@ -24,7 +24,8 @@ from qmpfilter.relay.session import Outcome
 from qmpfilter.verdict.facts import HostFacts
 from tests.qmp.fake import SECONDS, STREAM, FakeQemu
 
-WAITS = Waits(connect=2.0, idle=5.0, tail=5.0, linger=1.0)
+# Of the tail: longer than a source is asked for memory.
+WAITS = Waits(connect=2.0, idle=5.0, tail=10.0, linger=1.0)
 NO_NESTING = HostFacts.from_json(
     json.dumps({"schema": "qmpfilter.host/1", "kvm": {"parameters": {"kvm_amd": {"nested": "0"}}}})
 )
