@@ -28,6 +28,7 @@ from qmpfilter.wire.events import (
     IterableStart,
     MachineConfiguration,
     PackageEnd,
+    RamRecords,
     SectionsEnd,
     VmDescriptionReceived,
 )
@@ -217,6 +218,10 @@ class Gate:
 
     def _events(self) -> Iterator[Piece]:
         while not isinstance(event := self._parser.next_event(), NeedData):
+            if isinstance(event, RamRecords):
+                self._told = event.offset + len(event.raw)
+                yield Piece(event.raw)
+                continue
             self._note(event)
             packaged = isinstance(event, CommandReceived) and event.command is Command.PACKAGED
             self.postcopy |= packaged
