@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import click
 
 from qmpfilter.cli.interrupt import on_signal
@@ -45,6 +47,8 @@ def relay(listen: str, connect: str, choices: Choices) -> int:
     gate = Gate(choices.policy, KILL_SWITCH.exists)
     listener = source.listen()
     running = Relay(destination.connect, gate, choices.waits)
+    # The process ends with the migration: there is no garbage worth a pause while the guest stands still.
+    gc.disable()
     with on_signal(running.interrupt):
         outcome = running.run([listener])
     choices.write_report(as_json(running, gate, choices.policy))

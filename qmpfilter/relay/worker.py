@@ -18,6 +18,7 @@ phase ``committed`` is in the journal before the byte that commits is sent. SIGT
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -342,6 +343,8 @@ def serve(number: int, choose: Callable[[Order, Line, bool], Worker]) -> int:
         line.say("refused", reason=str(error))
         line.close()
         return 1
+    # The process ends with the migration: there is no garbage worth a pause while the guest stands still.
+    gc.disable()
     worker.run(sockets)
     line.close()
     return 0
