@@ -44,6 +44,9 @@ _log: Final = logging.getLogger(__name__)
 _BEFORE_TAIL: Final = (State.HEADER, State.CONFIGURATION, State.SETUP, State.ITERATE)
 
 
+# So much of the tail is kept to be digested once it has passed; of more, digesting on the way is the lesser evil.
+_MOST_KEPT: Final = 8 << 20
+
 # What ends the state of devices, and with it the guest's life at the source.
 _LAST: Final = (VmDescriptionReceived, PackageEnd)
 
@@ -113,6 +116,7 @@ class Gate:
         self._rest = bytearray()
         self._committed = False
         self._tail: tuple[list[bytes], list[bytes]] = ([], [])
+        self._kept = 0
         self._digests = hashlib.sha256(), hashlib.sha256()
 
     @property
@@ -158,6 +162,11 @@ class Gate:
             return
         start = self._given
         self._given += len(data)
+        if self._parser.pass_pages(data):
+            self._told = self._given
+            self._rest.clear()
+            yield Piece(data)
+            return
         try:
             self._parser.receive_data(data)
             yield from self._events()
@@ -256,6 +265,9 @@ class Gate:
         if not self._committed and self._parser.state not in _BEFORE_TAIL and not isinstance(event, IterableStart):
             self._tail[0].append(bytes(event.raw))
             self._tail[1].extend(map(bytes, pieces))
+            self._kept += len(event.raw)
+            if self._kept > _MOST_KEPT:
+                self._digest()
         for piece in pieces:
             yield Piece(piece, commit)
         if isinstance(event, _LAST):
@@ -292,6 +304,7 @@ class Gate:
 
     def _digest(self) -> None:
         """Of what was kept for it, because the guest stands still while the tail passes."""
+        self._kept = 0
         for digest, parts in zip(self._digests, self._tail, strict=True):
             for part in parts:
                 digest.update(part)

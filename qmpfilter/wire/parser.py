@@ -145,6 +145,18 @@ class StreamParser(Incremental[Event]):
         """Stream offset of the first byte not yet consumed; bytes held until vmdesc arrives are consumed."""
         return self._feed.offset
 
+    def pass_pages(self, data: memoryview) -> bool:
+        """Take the next bytes at once, without an event, if they are but the rest of a page and more pages.
+
+        To be asked before :meth:`receive_data`, which takes what this did not.
+        """
+        if self._error is not None or self._feed.closed or self._feed.available:
+            return False
+        if not ram_section.pass_over(data, self._ram):
+            return False
+        self._feed.offset += len(data)
+        return True
+
     def _move(self, state: State) -> None:
         if state not in _NEXT[self._state]:
             raise BugError(f"parser: {self._state.name} -> {state.name}")

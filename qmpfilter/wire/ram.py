@@ -18,7 +18,7 @@ from qmpfilter.wire.feed import NEED_DATA, Feed, Steps
 from qmpfilter.wire.framing import BE16, BE32, BE64
 from qmpfilter.wire.names import name_at
 
-__all__ = ["IDSTR", "PAGE_SIZE", "VERSION", "Ram", "RamFlag", "ram_body"]
+__all__ = ["IDSTR", "PAGE_SIZE", "VERSION", "Ram", "RamFlag", "pass_over", "ram_body"]
 
 IDSTR: Final = "ram"
 VERSION: Final = 4  # ram.c:4777; the loader accepts no other
@@ -79,7 +79,8 @@ _ZERO_STRIDE: Final = 9
 _NEXT_PAGE_BYTE: Final = bytes([_NEXT_PAGE])
 _NEXT_ZERO_BYTE: Final = bytes([_NEXT_ZERO])
 _LOW_NIBBLE: Final = bytes(value & 0x0F for value in range(256))
-_FIRST_STEP: Final = 16
+# What lies in a unix socket's buffer at once is some fifty pages.
+_FIRST_STEP: Final = 64
 
 
 def ram_body(feed: Feed, ram: Ram, *, listing: bool) -> Steps[Event, None]:
@@ -120,6 +121,22 @@ def ram_body(feed: Feed, ram: Ram, *, listing: bool) -> Steps[Event, None]:
             yield (yield from _block_list(feed, ram, offset, raw))
         else:
             raise FramingError(offset, "a RAM record's word", raw)
+
+
+def pass_over(view: memoryview, ram: Ram) -> bool:
+    """Whether all of `view` is the rest of a page and more pages of the same block, the last perhaps cut.
+
+    If so it is passed over; if not, nothing has happened.
+    """
+    if not ram.pending:
+        return False
+    end = ram.pending
+    if end < len(view):
+        end, _, _ = _scan(view, end)
+    if end < len(view):
+        return False
+    ram.pending = end - len(view)
+    return True
 
 
 def _carried(feed: Feed, ram: Ram) -> Steps[Event, bytes | memoryview]:

@@ -8,12 +8,12 @@ import tracemalloc
 import pytest
 
 from qmpfilter.errors import BugError, FramingError, LimitError, StreamError, TruncatedError, UnsupportedError
-from qmpfilter.wire.events import Event, VmDescriptionReceived
+from qmpfilter.wire.events import Event, RamRecords, VmDescriptionReceived
 from qmpfilter.wire.feed import NEED_DATA
 from qmpfilter.wire.framing import BE32, BE64, Command
 from qmpfilter.wire.parser import Limits, State, StreamParser
 from tests.helpers import build
-from tests.helpers.parse import drain, merged, parse, rejoined
+from tests.helpers.parse import drain, merged, parse, pieces, rejoined
 from tests.wire.transcripts import TRANSCRIPTS, expected_events, stream
 
 EVERY_TRANSCRIPT = pytest.mark.parametrize("name", TRANSCRIPTS)
@@ -50,6 +50,31 @@ def test_split_at_every_position(name: str) -> None:
 
 
 @pytest.mark.fuzz
+@EVERY_TRANSCRIPT
+@pytest.mark.parametrize("size", [1, 7, 100, 4104, 5000])
+def test_pages_may_be_passed_without_events(name: str, size: int) -> None:
+    """Nothing else is told differently then, or stands elsewhere."""
+    parser, other = StreamParser(), StreamParser()
+    told: list[Event] = []
+    expected: list[Event] = []
+    passed = 0
+    for piece in pieces(stream(TRANSCRIPTS[name]), size):
+        other.receive_data(piece)
+        drain(other, expected)
+        if parser.pass_pages(memoryview(piece)):
+            passed += len(piece)
+        else:
+            parser.receive_data(piece)
+            drain(parser, told)
+        assert (parser.offset, parser.state) == (other.offset, other.state)
+    assert _without_ram(told) == _without_ram(expected)
+    assert passed + len(rejoined(told)) == len(rejoined(expected))
+
+
+def _without_ram(events: list[Event]) -> list[Event]:
+    return [event for event in events if not isinstance(event, RamRecords)]
+
+
 @EVERY_TRANSCRIPT
 def test_cut_at_every_position(name: str) -> None:
     data = stream(TRANSCRIPTS[name])

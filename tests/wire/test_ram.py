@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qmpfilter.errors import FramingError, LimitError, StreamError, TruncatedError
 from qmpfilter.wire.events import Event, RamBlock, RamBlocks, RamRecords
-from qmpfilter.wire.ram import Ram, RamFlag, ram_body
+from qmpfilter.wire.ram import Ram, RamFlag, pass_over, ram_body
 from tests.helpers import build
 from tests.helpers.parse import drive, merged, raises_at, rejoined
 
@@ -48,6 +48,36 @@ def test_flags() -> None:
         "COMPRESS_PAGE": 0x100,
         "MULTIFD_FLUSH": 0x200,
     }
+
+
+PAGES = b"".join(build.page(number * build.PAGE) for number in range(100))
+
+
+@pytest.mark.parametrize("more", [0, 1, 100, 4095])
+def test_what_is_only_pages_is_passed_over(more: int) -> None:
+    state = ram(current="pc.ram")
+    state.pending = 5
+    data = bytes(5) + PAGES + build.page(100 * build.PAGE)[: 8 + more if more else 0]
+    assert pass_over(memoryview(data), state)
+    assert state.pending == (build.PAGE - more if more else 0)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PAGES[: 9 * 4104] + build.page(0, "pc.bios") + PAGES,
+        PAGES + build.EOS,
+        PAGES + build.page(0)[:7],
+        PAGES[: 70 * 4104 + 6] + b"\1" + PAGES[70 * 4104 + 7 :],
+        PAGES[: 70 * 4104 + 7] + b"\x29" + PAGES[70 * 4104 + 8 :],
+    ],
+    ids=["another block", "its end", "half a word", "unknown flag", "two kinds"],
+)
+def test_what_is_not_only_pages_stays(data: bytes) -> None:
+    state = ram(current="pc.ram")
+    state.pending = 5
+    assert not pass_over(memoryview(bytes(5) + data), state)
+    assert state.pending == 5
 
 
 @pytest.mark.parametrize("size", SIZES)
