@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 from qmpfilter.relay.address import parse_address
 
-__all__ = ["PEER", "Link", "Passed", "Stream", "links", "passed"]
+__all__ = ["PEER", "Link", "Passed", "Stream", "links", "passed", "processor_seconds"]
 
 PEER: Final = "socat -b1048576"
 _SECONDS: Final = 60.0
@@ -132,12 +132,12 @@ def passed(link: Link, between: Sequence[str], stream: Stream) -> Passed:
     middle = subprocess.Popen(between, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         with _connected(link.here) as source:
-            before = _processor_seconds(middle.pid)
+            before = processor_seconds(middle.pid)
             began = time.monotonic()
             for piece in stream.pieces():
                 source.sendall(piece)
             ended = os.read(told, _TIME.size)
-            cpu = _processor_seconds(middle.pid) - before
+            cpu = processor_seconds(middle.pid) - before
         _, errors = middle.communicate(timeout=_SECONDS)
     finally:
         os.close(told)
@@ -162,9 +162,11 @@ def _swallow(listener: socket.socket, size: int, tell: int) -> int:
     return 0
 
 
-def _processor_seconds(pid: int) -> float:
-    """User and system time of a process so far (proc(5), /proc/pid/stat: columns 14 and 15)."""
-    columns = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+def processor_seconds(pid: int, thread: int | None = None) -> float:
+    """User and system time of a process, or of one of its threads, so far (proc(5), /proc/pid/stat: columns 14 and
+    15)."""
+    place = f"/proc/{pid}" if thread is None else f"/proc/{pid}/task/{thread}"
+    columns = Path(f"{place}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(columns[11]) + int(columns[12])) / os.sysconf("SC_CLK_TCK")
 
 

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the relay adds to a migration from QEMU to QEMU: total time, and the time for which the guest stands still.
 
-A guest of 2 GiB, half of which is full, goes from one QEMU to the next, directly and through `qmpfilter relay` in
-turns. The times are QEMU's own (query-migrate). The guest runs under TCG, so no vCPU of it is in L2 for KVM; what
-converting costs is in :mod:`tests.bench.relay_tail`.
+A guest of 2 GiB, half of which is full, goes from one QEMU to the next: directly, through socat with its buffer raised
+to 1 MiB, and through `qmpfilter relay`, in turns. The times are QEMU's own (query-migrate). Where both QEMUs keep all
+processors busy, whatever stands between them takes its time from theirs: socat, which only copies, shows how much of
+that no program avoids, and the processor seconds tell who took what. The guest runs under TCG, so no vCPU of it is in
+L2 for KVM; what converting costs is in :mod:`tests.bench.relay_tail`.
 """
 
 from __future__ import annotations
@@ -11,10 +13,12 @@ from __future__ import annotations
 import contextlib
 import os
 import statistics
+import subprocess
 import tempfile
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tests.bench.links import PEER, processor_seconds
 from tests.lab.inhost.machine import Machine
 from tests.lab.inhost.waiting import wait_until
 from tests.lab.live import RelayProcess, machine, qemu_in
@@ -28,23 +32,37 @@ _PAGE: Final = bytes(range(256)) * 16
 _ROUNDS: Final = 7
 _LAST: Final = 19
 _SECONDS: Final = 120.0
+_TICK: Final = 0.05
 # More than any memory gives: QEMU's own default is 128 MiB/s.
 _BANDWIDTH: Final = 64 << 30
 _WANTED_RATIO: Final = 1.05
 _WANTED_MORE_DOWNTIME: Final = 5.0
 
 
-class _Took(NamedTuple):
-    """Milliseconds."""
+_DIRECT: Final = "directly"
+_PEER: Final = f"through {PEER}"
+_OURS: Final = "through the relay"
+_WAYS: Final = (_DIRECT, _PEER, _OURS)
 
-    total: int
-    downtime: int
+
+class _Took(NamedTuple):
+    """One migration.
+
+    :param total: milliseconds
+    :param downtime: milliseconds
+    :param ends: processor seconds of both QEMUs without their vCPUs
+    :param between: those of what stood between them
+    """
+
+    total: float
+    downtime: float
+    ends: float
+    between: float
 
 
 def run() -> bool:
     """Print the figures; True if they are as good as promised."""
-    direct: list[_Took] = []
-    relayed: list[_Took] = []
+    taken: dict[str, list[_Took]] = {way: [] for way in _WAYS}
     with tempfile.TemporaryDirectory(prefix="qmpfilter-bench-") as folder, contextlib.ExitStack() as running:
         directory = Path(folder)
         running.enter_context(qemu_in(directory))
@@ -57,58 +75,94 @@ def run() -> bool:
         _give_way(here)
         here.wait_for_rounds({0: 0})
         contents.unlink()
-        for turn in range(2 * _ROUNDS + 1):
+        # The first one is to fill caches.
+        for turn, way in enumerate((_DIRECT, *_WAYS * _ROUNDS)):
             there = running.enter_context(machine(directory, f"vm{turn + 1}", incoming=True, memory=_MEMORY_MIB))
             _give_way(there)
-            took = _migrated(directory, here, there, turn, through_relay=bool(turn % 2))
-            # The first one is to fill caches.
+            took = _migrated(directory, here, there, turn, way)
             if turn:
-                (relayed if turn % 2 else direct).append(took)
+                taken[way].append(took)
             there.wait_for_rounds({0: here.progress().rounds[0][-1]})
             here.kill()
             here = there
-    return _told(direct, relayed)
+    return _told(taken)
+
+
+def _vcpus(guest: Machine) -> list[int]:
+    return [vcpu["thread-id"] for vcpu in guest.qmp.command("query-cpus-fast")]
 
 
 def _give_way(guest: Machine) -> None:
     """Let the guest's vCPU, which TCG keeps busy all the time, leave the processors to who migrates it."""
-    for vcpu in guest.qmp.command("query-cpus-fast"):
-        os.setpriority(os.PRIO_PROCESS, vcpu["thread-id"], _LAST)
+    for vcpu in _vcpus(guest):
+        os.setpriority(os.PRIO_PROCESS, vcpu, _LAST)
 
 
-def _migrated(directory: Path, here: Machine, there: Machine, turn: int, *, through_relay: bool) -> _Took:
+def _migrated(directory: Path, here: Machine, there: Machine, turn: int, way: str) -> _Took:
     incoming = f"incoming{turn}"
     for end in (here, there):
         end.configure(["return-path", "events"], {"max_bandwidth": _BANDWIDTH})
     there.qmp.command("migrate-incoming", uri=f"unix:{directory / incoming}")
-    if not through_relay:
-        return _completed(here, directory / incoming)
+    if way == _DIRECT:
+        return _completed(here, there, directory / incoming, None)
+    if way == _PEER:
+        address = directory / f"peer{turn}"
+        argv = [*PEER.split(), f"UNIX-LISTEN:{address}", f"UNIX-CONNECT:{directory / incoming}"]
+        with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as peer:
+            wait_until(address.exists, _SECONDS, "the peer's socket", _TICK)
+            took = _completed(here, there, address, peer.pid)
+            peer.kill()
+        return took
     with RelayProcess(directory, listen=f"relay{turn}", connect=incoming) as relay:
-        took = _completed(here, relay.address)
+        took = _completed(here, there, relay.address, relay.process.pid)
         outcome = relay.report()["outcome"]
     if outcome != "completed":
         raise RuntimeError(f"the relay says {outcome}")
     return took
 
 
-def _completed(here: Machine, address: Path) -> _Took:
+def _completed(here: Machine, there: Machine, address: Path, between: int | None) -> _Took:
+    """Migrate to an address, with a process between or none."""
+
+    guests = [(end, _vcpus(end)) for end in (here, there)]
+
+    def ends() -> float:
+        return sum(
+            processor_seconds(end.pid) - sum(processor_seconds(end.pid, vcpu) for vcpu in vcpus)
+            for end, vcpus in guests
+        )
+
+    def look() -> bool:
+        # Who has passed everything on may have ended: what was seen last counts.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            seen.append(0.0 if between is None else processor_seconds(between))
+        return here.qmp.command("query-migrate").get("status") in ("completed", "failed")
+
+    seen: list[float] = []
+    before = ends()
+    look()
     here.qmp.command("migrate", uri=f"unix:{address}")
-    wait_until(
-        lambda: here.qmp.command("query-migrate")["status"] in ("completed", "failed"), _SECONDS, "a migration", 0.05
-    )
+    wait_until(look, _SECONDS, "a migration", _TICK)
     info = here.qmp.command("query-migrate")
     if info["status"] != "completed":
         raise RuntimeError(info.get("error-desc", "the migration failed"))
-    return _Took(info["total-time"], info["downtime"])
+    return _Took(info["total-time"], info["downtime"], ends() - before, max(seen) - seen[0])
 
 
-def _told(direct: list[_Took], relayed: list[_Took]) -> bool:
-    total, downtime = (statistics.median(column) for column in zip(*direct, strict=True))
-    ours, ours_down = (statistics.median(column) for column in zip(*relayed, strict=True))
-    ratio, more = ours / total, ours_down - downtime
+def _told(taken: dict[str, list[_Took]]) -> bool:
+    median = {
+        way: _Took(*(statistics.median(column) for column in zip(*passes, strict=True)))
+        for way, passes in taken.items()
+    }
+    direct, peer, ours = (median[way] for way in _WAYS)
     print(f"QEMU to QEMU, guest of {_MEMORY_MIB} MiB, {_FULL_MIB} MiB of it full, medians of {_ROUNDS} in turns:")
-    print(f"  directly           {total:6.0f} ms, downtime {downtime:5.0f} ms")
-    print(f"  through the relay  {ours:6.0f} ms, downtime {ours_down:5.0f} ms")
-    print(f"  ratio of total time {ratio:.2f}  (wanted: {_WANTED_RATIO} or less)")
-    print(f"  more downtime {more:.0f} ms  (wanted: {_WANTED_MORE_DOWNTIME:.0f} or less)")
-    return bool(ratio <= _WANTED_RATIO and more <= _WANTED_MORE_DOWNTIME)
+    for way, took in median.items():
+        print(f"  {way:<23} {took.total:6.0f} ms, downtime {took.downtime:4.0f} ms, processor seconds: "
+              f"QEMUs {took.ends:.2f}, between {took.between:.2f}")  # fmt: skip
+    ratio, more = ours.total / direct.total, ours.downtime - direct.downtime
+    print(
+        f"  ratio of total time {ratio:.2f}  (wanted: {_WANTED_RATIO} or less); socat's {peer.total / direct.total:.2f}"
+    )
+    print(f"  more downtime {more:.0f} ms  (wanted: {_WANTED_MORE_DOWNTIME:.0f} or less); "
+          f"socat's {peer.downtime - direct.downtime:.0f} ms")  # fmt: skip
+    return ratio <= _WANTED_RATIO and more <= _WANTED_MORE_DOWNTIME
