@@ -336,6 +336,8 @@ class Relay:
         began = time.monotonic()
         try:
             for piece in pieces:
+                # Before the destination has it, and may answer.
+                self._heed_return_path()
                 if piece.commit:
                     with self._lock:
                         if self.session.phase is Phase.STREAMING:
@@ -351,10 +353,7 @@ class Relay:
                 self.forward += len(piece.data)
         finally:
             # Also when what came with the request is a reason to stop: the source waits for SHUT all the same.
-            if self._looker.return_path and not self.session.return_path:
-                with self._lock:
-                    self.session.return_path_opened()
-                self._note("return path")
+            self._heed_return_path()
         if self._looker.holding and self._tail_timer is None and self.session.phase is Phase.STREAMING:
             late = DeadlineError(f"the state of devices took longer than {self._waits.tail:g} s")
             self._tail_began = time.monotonic()
@@ -363,6 +362,12 @@ class Relay:
             self._tail_timer.daemon = True
             self._tail_timer.start()
         return True
+
+    def _heed_return_path(self) -> None:
+        if self._looker.return_path and not self.session.return_path:
+            with self._lock:
+                self.session.return_path_opened()
+            self._note("return path")
 
     def _send(self, end: socket.socket, data: bytes | memoryview, who: str) -> bool:
         """False if that end is gone, or the migration was given up meanwhile.
