@@ -39,6 +39,7 @@ MARK: Final = 0x716D
 """SO_MARK of a relay's own connections to an original destination, which a rule that redirects has to let pass."""
 
 _BACKLOG: Final = 64
+_UNIX_BUFFER: Final = 1 << 19
 _SO_ORIGINAL_DST: Final = 80
 # An IPv4 peer of an IPv6 socket.
 _MAPPED: Final = "::ffff:"
@@ -229,11 +230,13 @@ def parse_address(text: str) -> Address:
 
 
 def tune(connection: socket.socket) -> None:
-    """Give a connection no delay of small messages, and news of a peer that has vanished.
+    """Give a connection room for what is read at once, no delay of small messages, and news of a peer that vanished.
 
-    Its buffers stay as the kernel has them, which fits TCP's to the link; larger ones made it slower, on unix sockets
-    by a third.
+    TCP's buffers the kernel fits to the link. Those of a unix socket take some 220 KB as they are, a little less than
+    comes of a full one at once; ones of several MiB do not fit a processor's cache, and cost a third of the rate.
     """
+    if connection.family == socket.AF_UNIX:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNIX_BUFFER)
     if connection.family in (socket.AF_INET, socket.AF_INET6):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

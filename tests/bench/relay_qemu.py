@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the relay adds to a migration from QEMU to QEMU: total time, and the time for which the guest stands still.
 
-A guest of 2 GiB, half of which is full, goes from one QEMU to the next: directly, through socat with its buffer
-raised to 1 MiB, and through `qmpfilter relay`, in turns. The times are QEMU's own (query-migrate). Where both QEMUs
-keep all processors busy, whatever stands between them takes its time from theirs: socat, which only copies, shows how
-much of that no program avoids, and the processor seconds tell who took what. The guest runs under TCG, so no vCPU of
-it is in L2 for KVM; what converting costs is in :mod:`tests.bench.relay_tail`.
+A guest of 2 GiB, half of which is full, goes from one QEMU to the next: directly, through socat with its buffer of
+1 MiB, and through `qmpfilter relay`, in turns. The times are QEMU's own (query-migrate). Where both QEMUs keep all
+processors busy, whatever stands between them takes its time from theirs: socat, which only copies, shows how much of
+that no program avoids, and the processor seconds tell who took what. The guest runs under TCG, so no vCPU of it is in
+L2 for KVM; what converting costs is in :mod:`tests.bench.relay_tail`.
 """
 
 from __future__ import annotations
@@ -159,9 +159,9 @@ def _told(taken: dict[str, list[_Took]]) -> bool:
     for way, took in median.items():
         print(f"  {way:<23} {took.total:6.0f} ms, downtime {took.downtime:4.0f} ms, processor seconds: "
               f"QEMUs {took.ends:.2f}, between {took.between:.2f}")  # fmt: skip
-    ratio, more = ours.total / direct.total, ours.downtime - direct.downtime
-    socats = peer.total / direct.total
-    print(f"  ratio of total time {ratio:.2f}  (wanted: {_WANTED_RATIO} or less); socat's {socats:.2f}")
+    ratio, peers = ours.total / direct.total, peer.total / direct.total
+    more = ours.downtime - direct.downtime
+    print(f"  ratio of total time {ratio:.2f}  (wanted: {_WANTED_RATIO} or less); socat's {peers:.2f}")
     print(f"  more downtime {more:.0f} ms  (wanted: {_WANTED_MORE_DOWNTIME:.0f} or less); "
           f"socat's {peer.downtime - direct.downtime:.0f} ms")  # fmt: skip
     return ratio <= _WANTED_RATIO and more <= _WANTED_MORE_DOWNTIME
