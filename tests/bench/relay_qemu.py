@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from tests.bench.links import PEER, processor_seconds
 from tests.lab.inhost.machine import Machine
-from tests.lab.inhost.waiting import wait_until
+from tests.lab.inhost.waiting import listens, wait_until
 from tests.lab.live import RelayProcess, machine, qemu_in
 
 __all__ = ["run"]
@@ -109,7 +109,7 @@ def _migrated(directory: Path, here: Machine, there: Machine, turn: int, way: st
         address = directory / f"peer{turn}"
         argv = [*PEER.split(), f"UNIX-LISTEN:{address}", f"UNIX-CONNECT:{directory / incoming}"]
         with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as peer:
-            wait_until(address.exists, _SECONDS, "the peer's socket", _TICK)
+            wait_until(lambda: listens(address), _SECONDS, "the peer's socket", _TICK)
             took = _completed(here, there, address, peer.pid)
             peer.kill()
         return took

@@ -19,7 +19,8 @@ import pytest
 from qmpfilter.cli.main import main
 from qmpfilter.cli.policy_options import EXIT_STAYED, EXIT_VETOED
 from qmpfilter.relay.session import SHUT_FAILED
-from tests.helpers.migration import SHUT_OK, STREAM, everything, sending
+from tests.helpers.migration import SHUT_OK, STREAM, everything, exactly, sending
+from tests.lab.inhost.waiting import listens, wait_until
 
 SECONDS = 20.0
 
@@ -40,21 +41,11 @@ def relaying(directory: Path, *options: str) -> Iterator[tuple[subprocess.Popen[
             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         ) as process:  # fmt: skip
             try:
-                late = time.monotonic() + SECONDS
-                while not (directory / "relay").exists():
-                    assert time.monotonic() < late
-                    time.sleep(0.02)
+                wait_until(lambda: listens(directory / "relay"), SECONDS, "the relay's socket", 0.02)
                 source.connect(str(directory / "relay"))
                 yield process, source, destination
             finally:
                 process.kill()
-
-
-def exactly(end: socket.socket, count: int) -> bytes:
-    got = b""
-    while len(got) < count and (part := end.recv(count - len(got))):
-        got += part
-    return got
 
 
 def test_a_completed_migration(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 from tests.helpers.fixtures import fixtures
 
-__all__ = ["PART", "SHUT_OK", "STREAM", "Ends", "asked", "everything", "sending"]
+__all__ = ["PART", "SHUT_OK", "STREAM", "Ends", "asked", "everything", "exactly", "sending"]
 
 SECONDS = 20.0
 SHUT_OK: Final = COMMAND_HEADER.pack(1, 4) + BE32.pack(0)
@@ -88,6 +88,14 @@ def sending(end: socket.socket, data: bytes) -> threading.Thread:
     thread = threading.Thread(target=send, daemon=True)
     thread.start()
     return thread
+
+
+def exactly(end: socket.socket, count: int) -> bytes:
+    """So many bytes, or less if that is all there is."""
+    got = b""
+    while len(got) < count and (part := end.recv(count - len(got))):
+        got += part
+    return got
 
 
 def everything(end: socket.socket) -> bytes:

@@ -26,6 +26,7 @@ from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.relay import Looker, Relay
 from qmpfilter.relay.session import SHUT_FAILED, Outcome
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
+from tests.helpers.migration import everything, exactly
 
 SECONDS = 10.0
 QUICK = Waits(source=5, connect=5, hello=0.5, idle=5, tail=0.3, linger=1)
@@ -111,23 +112,6 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         yield made
 
 
-def exactly(end: socket.socket, count: int) -> bytes:
-    got = b""
-    while len(got) < count and (part := end.recv(count - len(got))):
-        got += part
-    return got
-
-
-def rest(end: socket.socket) -> bytes:
-    parts = []
-    try:
-        while part := end.recv(1 << 20):
-            parts.append(part)
-    except ConnectionResetError:
-        pass
-    return b"".join(parts)
-
-
 def test_a_migration_that_completes(rig: Rig) -> None:
     source = rig.dial(RAM)
     destination = rig.destination()
@@ -138,7 +122,7 @@ def test_a_migration_that_completes(rig: Rig) -> None:
     assert exactly(destination, len(TAIL + END)) == TAIL + END
     destination.sendall(SHUT_OK)
     destination.close()
-    assert rest(source) == SHUT_OK
+    assert everything(source) == SHUT_OK
     source.close()
     assert rig.outcome() is Outcome.COMPLETED
     assert (rig.relay.forward, rig.relay.backward) == (len(RAM + TAIL + END), len(PONG + SHUT_OK))
@@ -148,10 +132,10 @@ def test_a_source_that_half_closes_hears_the_answer(rig: Rig) -> None:
     source = rig.dial(RAM + TAIL + END)
     source.shutdown(socket.SHUT_WR)
     destination = rig.destination()
-    assert rest(destination) == RAM + TAIL + END
+    assert everything(destination) == RAM + TAIL + END
     destination.sendall(SHUT_OK)
     destination.close()
-    assert rest(source) == SHUT_OK
+    assert everything(source) == SHUT_OK
     assert rig.outcome() is Outcome.COMPLETED
 
 
@@ -162,8 +146,8 @@ def test_a_veto_leaves_the_guest_at_the_source(tmp_path: Path) -> None:
         destination = rig.destination()
         assert exactly(destination, len(RAM)) == RAM
         source.sendall(TAIL + END)
-        assert rest(destination) in (b"", TAIL)
-        assert rest(source) == SHUT_FAILED
+        assert everything(destination) in (b"", TAIL)
+        assert everything(source) == SHUT_FAILED
         source.close()
         assert rig.outcome() is Outcome.VETOED
         assert rig.relay.session.reason == "its kernel refuses the state"
@@ -174,8 +158,8 @@ def test_a_tail_that_takes_too_long(tmp_path: Path) -> None:
     with rig.stack:
         source = rig.dial(RAM + TAIL)
         destination = rig.destination()
-        assert rest(destination) == RAM + TAIL
-        assert rest(source) == SHUT_FAILED
+        assert everything(destination) == RAM + TAIL
+        assert everything(source) == SHUT_FAILED
         source.close()
         assert rig.outcome() is Outcome.FAILED
         assert "longer than 0.3 s" in rig.relay.session.reason
@@ -184,7 +168,7 @@ def test_a_tail_that_takes_too_long(tmp_path: Path) -> None:
 def test_a_destination_that_dies_while_ram_is_sent(rig: Rig) -> None:
     source = rig.dial(RAM)
     rig.destination().close()
-    assert rest(source) == SHUT_FAILED
+    assert everything(source) == SHUT_FAILED
     source.close()
     assert rig.outcome() is Outcome.REFUSED
 
@@ -194,7 +178,7 @@ def test_a_destination_that_dies_after_the_commit_point(rig: Rig) -> None:
     destination = rig.destination()
     assert exactly(destination, len(RAM + TAIL + END)) == RAM + TAIL + END
     destination.close()
-    assert rest(source) == b""
+    assert everything(source) == b""
     source.close()
     assert rig.outcome() is Outcome.REFUSED
 
@@ -205,7 +189,7 @@ def test_a_destination_that_says_no(rig: Rig) -> None:
     assert exactly(destination, len(RAM + TAIL + END)) == RAM + TAIL + END
     destination.sendall(SHUT_FAILED)
     destination.close()
-    assert rest(source) == SHUT_FAILED
+    assert everything(source) == SHUT_FAILED
     source.close()
     assert rig.outcome() is Outcome.REFUSED
 
@@ -215,7 +199,7 @@ def test_a_source_that_dies_takes_the_destination_with_it(rig: Rig) -> None:
     destination = rig.destination()
     assert exactly(destination, len(RAM)) == RAM
     source.close()
-    assert rest(destination) == b""
+    assert everything(destination) == b""
     assert rig.outcome() is Outcome.CANCELLED
 
 
@@ -234,7 +218,7 @@ def test_nothing_is_connected_before_the_source_is(rig: Rig) -> None:
     assert rig.relay.channels == [Channel.MAIN, Channel.MULTIFD]
     source.close()
     assert rig.outcome() is Outcome.CANCELLED
-    assert rest(multifd) == b""
+    assert everything(multifd) == b""
 
 
 def test_an_extra_channel_that_stays_silent(rig: Rig) -> None:
@@ -245,10 +229,10 @@ def test_an_extra_channel_that_stays_silent(rig: Rig) -> None:
     source.sendall(TAIL + END)
     assert exactly(main, len(RAM + TAIL + END)) == RAM + TAIL + END
     extra.close()
-    assert rest(silent) == b""
+    assert everything(silent) == b""
     main.sendall(SHUT_OK)
     main.close()
-    assert rest(source) == SHUT_OK
+    assert everything(source) == SHUT_OK
     source.close()
     silent.close()
     assert rig.outcome() is Outcome.COMPLETED
@@ -257,7 +241,7 @@ def test_an_extra_channel_that_stays_silent(rig: Rig) -> None:
 
 def test_tls_is_refused_in_words(rig: Rig) -> None:
     source = rig.dial(b"\x16\x03\x01\x02")
-    assert rest(source) == b""
+    assert everything(source) == b""
     assert rig.outcome() is Outcome.FAILED
     assert "tls-creds" in rig.relay.session.reason
 
@@ -274,7 +258,7 @@ def test_stopping_from_outside(rig: Rig) -> None:
     destination = rig.destination()
     assert exactly(destination, len(RAM)) == RAM
     rig.relay.stop(PolicyError("stopped by the operator"), veto=True)
-    assert rest(source) == SHUT_FAILED
+    assert everything(source) == SHUT_FAILED
     source.close()
     assert rig.outcome() is Outcome.VETOED
 
@@ -290,7 +274,7 @@ def test_a_connection_that_is_at_hand_is_the_source(tmp_path: Path) -> None:
         assert exactly(destination, len(RAM + TAIL + END)) == RAM + TAIL + END
         destination.sendall(SHUT_OK)
         destination.close()
-        assert rest(source) == SHUT_OK
+        assert everything(source) == SHUT_OK
         source.close()
         thread.join(SECONDS)
     assert relay.session.outcome is Outcome.COMPLETED
@@ -312,7 +296,7 @@ def test_file_descriptors_are_not_swallowed(rig: Rig) -> None:
     destination = rig.destination()
     assert exactly(destination, len(RAM)) == RAM
     socket.send_fds(source, [b"x"], [0])
-    assert rest(source) == SHUT_FAILED
+    assert everything(source) == SHUT_FAILED
     source.close()
     assert rig.outcome() is Outcome.FAILED
     assert "without CPR" in rig.relay.session.reason
@@ -323,8 +307,8 @@ def test_a_bug_leaves_the_guest_at_the_source(tmp_path: Path) -> None:
     with made.stack:
         source = made.dial(RAM + TAIL + END)
         destination = made.destination()
-        assert rest(destination) == RAM + TAIL
-        assert rest(source) == SHUT_FAILED
+        assert everything(destination) == RAM + TAIL
+        assert everything(source) == SHUT_FAILED
         source.close()
         assert made.outcome() is Outcome.FAILED
     assert "KeyError" in made.relay.session.reason
@@ -349,7 +333,7 @@ def committed(rig: Rig) -> tuple[socket.socket, socket.socket]:
 def completes(rig: Rig, source: socket.socket, destination: socket.socket) -> None:
     destination.sendall(SHUT_OK)
     destination.close()
-    assert rest(source).endswith(SHUT_OK)
+    assert everything(source).endswith(SHUT_OK)
     source.close()
     assert rig.outcome() is Outcome.COMPLETED
 
@@ -366,8 +350,8 @@ def test_a_destination_that_never_answers_leaves_it_in_doubt(tmp_path: Path) -> 
     made = Rig(tmp_path, Marked(), replace(QUICK, answer=0.2))
     with made.stack:
         source, destination = committed(made)
-        assert rest(source) == b""
-        assert rest(destination) == b""
+        assert everything(source) == b""
+        assert everything(destination) == b""
         source.close()
         assert made.outcome() is Outcome.IN_DOUBT
     assert "for 0.2 s" in made.relay.session.reason
@@ -385,7 +369,7 @@ def test_what_is_no_return_path_passes_after_the_commit_point(rig: Rig) -> None:
     destination.sendall(PONG[:6])
     destination.sendall(PONG[6:] + b"\xff\xfe\0\0 and more")
     destination.close()
-    assert rest(source) == PONG + b"\xff\xfe\0\0 and more"
+    assert everything(source) == PONG + b"\xff\xfe\0\0 and more"
     source.close()
     assert rig.outcome() is Outcome.IN_DOUBT
 
@@ -396,7 +380,7 @@ def test_what_is_no_return_path_stops_it_before(rig: Rig, nonsense: bytes) -> No
     destination = rig.destination()
     assert exactly(destination, len(RAM)) == RAM
     destination.sendall(PONG + nonsense)
-    assert rest(source) == PONG + SHUT_FAILED
+    assert everything(source) == PONG + SHUT_FAILED
     source.close()
     assert rig.outcome() is Outcome.FAILED
 
@@ -424,7 +408,7 @@ def test_a_destination_that_reads_no_more_and_says_nothing(tmp_path: Path) -> No
         assert exactly(destination, 100) == RAM[:100]
         destination.shutdown(socket.SHUT_RD)
         source.sendall(RAM[100:])
-        assert rest(source) == SHUT_FAILED
+        assert everything(source) == SHUT_FAILED
         source.close()
         assert made.outcome() is Outcome.REFUSED
 
@@ -433,7 +417,7 @@ def test_what_a_destination_attaches_to_its_words_is_dropped(rig: Rig) -> None:
     source, destination = committed(rig)
     socket.send_fds(destination, [SHUT_OK], [destination.fileno()])
     destination.close()
-    assert rest(source) == SHUT_OK
+    assert everything(source) == SHUT_OK
     source.close()
     assert rig.outcome() is Outcome.COMPLETED
 
@@ -450,10 +434,10 @@ def test_switched_off_everything_passes(tmp_path: Path, first: bytes) -> None:
         assert exactly(second, len(first)) == first
         extra.close()
         source.shutdown(socket.SHUT_WR)
-        assert rest(destination) == first
+        assert everything(destination) == first
         destination.sendall(b"anything")
         destination.close()
-        assert rest(source) == b"anything"
+        assert everything(source) == b"anything"
         source.close()
         assert made.outcome() is not None
     assert gate.switched_off
