@@ -167,7 +167,9 @@ def test_a_tail_that_takes_too_long(tmp_path: Path) -> None:
 
 def test_a_destination_that_dies_while_ram_is_sent(rig: Rig) -> None:
     source = rig.dial(RAM)
-    rig.destination().close()
+    destination = rig.destination()
+    assert exactly(destination, 1) == RAM[:1]
+    destination.close()
     assert everything(source) == SHUT_FAILED
     source.close()
     assert rig.outcome() is Outcome.REFUSED
