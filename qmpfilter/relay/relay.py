@@ -439,7 +439,8 @@ class Relay:
         except DeadlineError as late:
             self._perform(lambda cause=late: self.session.unanswered(cause))  # type: ignore[misc]
             return
-        self._perform(lambda: self.session.destination_ended(error))
+        # Whoever was sending may have heard first that the connection broke, and then it is told to nobody again.
+        self._perform(lambda: self.session.destination_ended(error or self._broken))
 
     def _return(self, source: socket.socket, parser: ReturnPathParser, untold: bytearray) -> None:
         """Pass on what was understood, and take it from `untold`.

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import fcntl
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -142,6 +145,11 @@ class Fuse:
         """Go on as if nothing had been."""
         self._released.set()
 
+    def wait_until_read(self) -> None:
+        """All that was sent on has been read."""
+        onward = self._ends[1]
+        wait_until(lambda: not _unread(onward), SECONDS, "the relay to read", 0.02)
+
     def close(self) -> None:
         """End it all."""
         self.cut()
@@ -203,6 +211,11 @@ class Fuse:
                     self._released.wait()
                 source.sendall(data)
             source.shutdown(socket.SHUT_WR)
+
+
+def _unread(end: socket.socket) -> int:
+    """Bytes, with what the kernel needs for them, that the other side has not read (unix(7), SIOCOUTQ)."""
+    return struct.unpack("i", fcntl.ioctl(end, termios.TIOCOUTQ, struct.pack("i", 0)))[0]  # type: ignore[no-any-return]
 
 
 def runs(of: Machine) -> bool:

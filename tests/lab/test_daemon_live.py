@@ -117,6 +117,7 @@ def test_the_worker_is_killed_after_the_commit_point(rig: Rig) -> None:
         freeze(rig.destination)
         fuse.release()
         assert fuse.emptied.wait(SECONDS)
+        fuse.wait_until_read()
         time.sleep(SETTLING)
         os.kill(rig.worker(), signal.SIGKILL)
         report = rig.daemon.report(rig.session)

@@ -97,9 +97,13 @@ def test_row(row: Row, pair: Pair) -> None:
             source.qmp.command("migrate", uri=f"unix:{fuse.address}")
             assert fuse.reached.wait(SECONDS)
             if frozen:
+                # What is on its way to a destination that reads no more has to fit into buffers.
+                fuse.wait_until_read()
+                time.sleep(SETTLING)
                 freeze(destination)
                 fuse.release()
                 assert fuse.emptied.wait(SECONDS)
+                fuse.wait_until_read()
                 time.sleep(SETTLING)
             blow(row, pair, relay, fuse)
             if frozen and row.fault is not Fault.DESTINATION_DIES:
