@@ -63,12 +63,10 @@ class Verifier:
 
     :param after: what came before the first; None if that is not known any more
     :ivar last: the link of the last record that was whole
-    :ivar first: of the first
     """
 
     def __init__(self, after: Link | None = Link()) -> None:  # frozen
         self.last = after
-        self.first: Link | None = None
 
     def take(self, line: bytes) -> tuple[dict[str, Any] | None, Fault | None]:
         """The record of a line, if it is one, and what is wrong with it."""
@@ -84,7 +82,6 @@ class Verifier:
         if not intact:
             return record, Fault("the record was changed: its digest is that of another")
         expected, self.last = self.last, link
-        self.first = self.first or link
         if expected is None or (record["previous"], link.number) == (expected.digest, expected.number + 1):
             return record, None
         return record, Fault(
