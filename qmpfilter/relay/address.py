@@ -155,7 +155,8 @@ class UnixAddress:
 def _bound_paths() -> set[str]:
     """Paths of this network namespace's sockets (proc(5), /proc/net/unix: the eighth column, where there is one)."""
     with open("/proc/net/unix", encoding="utf-8", errors="surrogateescape") as table:
-        rows = [line.rstrip("\n").split(" ", 7) for line in table]
+        # The seventh column is padded: soon after boot two blanks stand before it.
+        rows = [line.rstrip("\n").split(maxsplit=7) for line in table]
     return {row[7] for row in rows if len(row) == 8}
 
 
