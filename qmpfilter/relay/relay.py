@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import select
 import selectors
 import socket
 import threading
@@ -29,6 +30,7 @@ from qmpfilter.errors import (
     StreamError,
     TruncatedError,
     UnsupportedError,
+    WithdrawnError,
 )
 from qmpfilter.filter.gate import Piece
 from qmpfilter.relay.address import tune
@@ -39,6 +41,7 @@ from qmpfilter.relay.pump import Pump
 from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session
 from qmpfilter.wire.feed import NeedData
 from qmpfilter.wire.returnpath import ReturnPathParser
+from qmpfilter.wire.withdrawal import withdrawal
 
 __all__ = ["Looker", "Relay"]
 
@@ -57,6 +60,7 @@ class Looker(Protocol):
 
     return_path: bool
     postcopy: bool
+    between_sections: bool
 
     @property
     def admitted(self) -> bool:
@@ -312,7 +316,9 @@ class Relay:
         except DeadlineError as error:
             self._perform(lambda cause=error: self.session.unanswered(cause))  # type: ignore[misc]
         except QmpfilterError as error:
-            self._stop(error, veto=isinstance(error, (PolicyError, RefusedError)))
+            veto = isinstance(error, (PolicyError, RefusedError, WithdrawnError))
+            # Only here is it certain how far the destination has read.
+            self._stop(error, veto=veto, between_sections=self._looker.between_sections)
         except OSError:
             # The source is gone: for the migration the same as if it had ended it.
             self._perform(self.session.source_ended)
@@ -504,8 +510,8 @@ class Relay:
 
     # --- endings -------------------------------------------------------------------------------
 
-    def _stop(self, cause: QmpfilterError | OSError, *, veto: bool = False) -> None:
-        self._perform(lambda: self.session.stopped(cause, veto=veto))
+    def _stop(self, cause: QmpfilterError | OSError, *, veto: bool = False, between_sections: bool = False) -> None:
+        self._perform(lambda: self.session.stopped(cause, veto=veto, between_sections=between_sections))
 
     def _perform(self, decide: Callable[[], tuple[Action, ...]]) -> None:
         with self._lock:
@@ -524,6 +530,8 @@ class Relay:
     def _act(self, action: Action) -> None:
         if action is Action.BREAK_DESTINATION and self._destination is not None:
             self._destination.shutdown(socket.SHUT_RDWR)
+        elif action is Action.TELL_DESTINATION and self._destination is not None:
+            self._tell(self._destination)
         elif action is Action.END_DESTINATION and self._destination is not None:
             self._destination.shutdown(socket.SHUT_WR)
         elif action is Action.SHUT_SOURCE and self._source is not None:
@@ -531,6 +539,20 @@ class Relay:
                 self._source.sendall(SHUT_FAILED)
         elif action is Action.CLOSE_SOURCE and self._source is not None:
             self._source.shutdown(socket.SHUT_WR)
+
+    def _tell(self, destination: socket.socket) -> None:
+        """Say why, and give the destination a moment to read it: the source may have it ended once it is told."""
+        words = withdrawal(self.session.reason)
+        try:
+            destination.settimeout(_TICK)
+            destination.sendall(words)
+            destination.shutdown(socket.SHUT_WR)
+            ending = select.poll()
+            ending.register(destination, select.POLLRDHUP)
+            ending.poll(_TICK * 1000)
+        except OSError:
+            # It has gone, or takes nothing.
+            destination.shutdown(socket.SHUT_RDWR)
 
     def _note(self, what: str) -> None:
         self.moments[what] = datetime.now(UTC)

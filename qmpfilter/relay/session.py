@@ -76,6 +76,7 @@ class Action(enum.Enum):
     """What the relay has to do, in this order."""
 
     BREAK_DESTINATION = "break the connections to the destination"
+    TELL_DESTINATION = "withdraw the stream in words, and half-close the connection to the destination"
     SHUT_SOURCE = "send SHUT(1) on the return path"
     END_DESTINATION = "half-close the connection to the destination"
     CLOSE_SOURCE = "close the connections to the source"
@@ -169,9 +170,14 @@ class Session:
         shut = (Action.SHUT_SOURCE,) if self.return_path else ()
         return self._end(Outcome.REFUSED, f"the destination ended the migration{cause}", *shut, Action.CLOSE_SOURCE)
 
-    def stopped(self, cause: QmpfilterError | OSError, *, veto: bool = False) -> tuple[Action, ...]:
+    def stopped(
+        self, cause: QmpfilterError | OSError, *, veto: bool = False, between_sections: bool = False
+    ) -> tuple[Action, ...]:
         """The relay itself has a reason to stop: a veto, a damaged stream, a deadline, an interruption. After the
-        commit point there is none that weighs enough."""
+        commit point there is none that weighs enough.
+
+        :param between_sections: the destination waits for a section, and can be told in one
+        """
         if self.phase is Phase.ENDED:
             return ()
         if self.phase is Phase.COMMITTED:
@@ -179,7 +185,8 @@ class Session:
             return ()
         outcome = Outcome.VETOED if veto else Outcome.FAILED
         shut = (Action.SHUT_SOURCE,) if self.return_path and self._shut is None else ()
-        return self._end(outcome, str(cause), Action.BREAK_DESTINATION, *shut, Action.CLOSE_SOURCE)
+        part = Action.TELL_DESTINATION if between_sections else Action.BREAK_DESTINATION
+        return self._end(outcome, str(cause), part, *shut, Action.CLOSE_SOURCE)
 
     def unanswered(self, cause: QmpfilterError) -> tuple[Action, ...]:
         """The destination has not said a word for as long as anybody is to wait."""
