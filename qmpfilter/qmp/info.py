@@ -106,10 +106,12 @@ class Moment:
 
     :param at: by the clock of QEMU's host
     :param what: the event's name, of MIGRATION the new status
+    :param ram_pass: of MIGRATION_PASS the number of the pass over guest memory that begins, 0 of others
     """
 
     at: datetime
     what: str
+    ram_pass: int = 0
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> Moment:
@@ -118,12 +120,14 @@ class Moment:
         stamp = stamp if isinstance(stamp, Mapping) else {}
         seconds = _number(stamp, "seconds") + _number(stamp, "microseconds") / 1e6
         data = event.get("data")
-        status = data.get("status") if isinstance(data, Mapping) else None
-        return cls(datetime.fromtimestamp(seconds, UTC), str(status or event.get("event", "")))
+        data = data if isinstance(data, Mapping) else {}
+        what = str(data.get("status") or event.get("event", ""))
+        return cls(datetime.fromtimestamp(seconds, UTC), what, _number(data, "pass"))
 
-    def as_json(self) -> dict[str, str]:
+    def as_json(self) -> dict[str, Any]:
         """For a report."""
-        return {"at": self.at.isoformat(timespec="milliseconds"), "what": self.what}
+        told = {"at": self.at.isoformat(timespec="milliseconds"), "what": self.what}
+        return told | ({"pass": self.ram_pass} if self.ram_pass else {})
 
 
 def _number(values: Mapping[str, Any], name: str, unit: float = 1) -> int:

@@ -199,6 +199,8 @@ class FakeQemu:
         self._move("active")
         said = b""
         with end, contextlib.suppress(OSError):
+            if self.capabilities["events"]:
+                self.happen("MIGRATION_PASS", **{"pass": 1})
             end.sendall(self.stream[:_BEGINNING])
             if self.held is not None:
                 assert self.held.wait(SECONDS)
