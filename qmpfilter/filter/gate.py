@@ -82,6 +82,7 @@ class Gate:
     :ivar return_path: the source has asked for a return path
     :ivar postcopy: the source has sent a package: with its last byte the destination starts the guest
     :ivar machine: the machine type, once it was sent
+    :ivar sections: those of the vCPUs so far, as they came
     :ivar judged: the verdicts so far, in the stream's order
     :ivar memory_read: how many pages of guest memory were read
     :ivar missing: facts of the destination that would have made a verdict certain, in words
@@ -94,6 +95,7 @@ class Gate:
         self.return_path = False
         self.postcopy = False
         self.machine = ""
+        self.sections: list[DeviceSection] = []
         self.judged: list[Judged] = []
         self.missing: set[str] = set()
         self.warnings: list[str] = []
@@ -236,7 +238,10 @@ class Gate:
             self.postcopy |= packaged
             vcpu = _section_of_vcpu(event)
             # Of another version, the rewriter says that it cannot be read.
-            told = CpuSection.of(vcpu) if vcpu is not None and vcpu.version_id == cpu.VERSION else None
+            told = None
+            if vcpu is not None and vcpu.version_id == cpu.VERSION:
+                told = CpuSection.of(vcpu)
+                self.sections.append(vcpu)
             if not self._asked and (packaged or vcpu):
                 # Never later: what was begun is finished.
                 self._asked = True

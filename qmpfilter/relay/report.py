@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Policy
+from qmpfilter.inspect.state import differing, state_of
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.session import Outcome
 from qmpfilter.svm.provenance import Confidence
@@ -25,6 +26,9 @@ _SENTENCES: Final = {
     Outcome.CANCELLED: "the source ended the migration and keeps the guest",
     Outcome.IN_DOUBT: "cut after the destination could have started the guest: ask both QEMUs who runs it",
 }
+
+# Some kilobytes each.
+_MOST_STATES: Final = 64
 
 _KEEPS: Final = (Outcome.REFUSED, Outcome.VETOED, Outcome.FAILED)
 """How a migration ends that leaves the guest at the source."""
@@ -49,6 +53,10 @@ def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
         "return_path": gate.return_path,
         "channels": [channel.value for channel in relay.channels],
         "bytes": {"forward": relay.forward, "backward": relay.backward},
+        "traffic": [
+            {"channel": channel.value, "forward": forward, "backward": backward}
+            for channel, forward, backward in relay.traffic
+        ],
         "moments": {name: moment.isoformat(timespec="milliseconds") for name, moment in relay.moments.items()},
         "seconds": {name: round(seconds, 6) for name, seconds in relay.times.items()},
         "switched_off": gate.switched_off,
@@ -81,9 +89,24 @@ def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
             }
             for judged in gate.judged
         ],
+        "states": _states(gate),
         "warnings": gate.warnings,
         "after_commit": session.late,
     }
+
+
+def _states(gate: Gate) -> list[dict[str, Any]]:
+    """Of the vCPUs in L2, what is to be known of their state before, and what is another after; when observing, what
+    would be. Only asked for when the migration is over: it takes its time."""
+    edited = {vcpu.offset: vcpu.section for vcpu in gate.vcpus if vcpu.section is not None}
+    told: list[dict[str, Any]] = []
+    for section in gate.sections:
+        before = state_of(section)
+        if "nested state" in before and len(told) < _MOST_STATES:
+            after = edited.get(section.offset)
+            changes = {} if after is None else differing(before, state_of(after))
+            told.append({"index": section.instance_id, "before": before, "after": changes})
+    return told
 
 
 def as_text(relay: Relay, gate: Gate) -> str:

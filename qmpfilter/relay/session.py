@@ -104,6 +104,11 @@ class Session:
     def __repr__(self) -> str:
         return f"<Session {self.phase.value}{f', {self.outcome.value}' if self.outcome else ''}>"
 
+    @property
+    def answered(self) -> bool:
+        """The destination has said whether it runs the guest."""
+        return self._shut is not None
+
     def connected(self) -> None:
         """The source's main channel is there, and the destination's."""
         self._move(Phase.STREAMING)
