@@ -19,6 +19,7 @@ import click
 
 from qmpfilter import __version__
 from qmpfilter.errors import BugError, HostError, QmpfilterError, StreamError
+from qmpfilter.printable import printable
 
 __all__ = ["EXIT_BUG", "EXIT_FINE", "EXIT_HOST", "EXIT_STREAM", "GROUPS", "cli", "main"]
 
@@ -37,7 +38,7 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "this host": ("doctor", "selftest"),
     "the daemon": ("run", "status", "reload", "off", "on"),
     "its sessions": ("start", "stop", "sessions", "show"),
-    "records": ("audit",),
+    "records": ("report", "audit"),
 }
 _COMMANDS: Final = tuple(chain.from_iterable(GROUPS.values()))
 _MODULES: Final = dict.fromkeys(("status", "sessions", "show", "start", "stop", "reload", "off", "on"), "control")
@@ -97,9 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(message: str, status: int) -> int:
     # One line, and nothing that a terminal would obey: a message may quote a file's name.
-    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
     if sys.stderr is not None:
-        print(f"qmpfilter: {shown}", file=sys.stderr)
+        print(f"qmpfilter: {printable(message)}", file=sys.stderr)
     return status
 
 

@@ -46,7 +46,8 @@ def differing(before: Groups, after: Groups) -> Groups:
     found: Groups = {}
     for group in before | after:
         old, new = before.get(group, {}), after.get(group, {})
-        changed = {name: new.get(name) for name in old | new if name not in new or old.get(name) != new[name]}
+        alike = {name for name in old.keys() & new.keys() if old[name] == new[name]}
+        changed = {name: new.get(name) for name in old | new if name not in alike}
         if changed:
             found[group] = changed
     return found

@@ -9,23 +9,13 @@ from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Policy
 from qmpfilter.inspect.state import differing, state_of
 from qmpfilter.relay.relay import Relay
-from qmpfilter.relay.session import Outcome
+from qmpfilter.relay.session import SENTENCES, Outcome
 from qmpfilter.svm.provenance import Confidence
 
 __all__ = ["FORMAT", "as_json", "as_text"]
 
 FORMAT: Final = 1
 """Counted up when a key changes its meaning or goes."""
-
-_SENTENCES: Final = {
-    Outcome.COMPLETED: "the destination runs the guest",
-    Outcome.SENT: "all was delivered; without a return path nobody says what became of it",
-    Outcome.REFUSED: "the destination did not take the guest, which goes on at the source",
-    Outcome.VETOED: "stopped before the destination could start the guest, which goes on at the source",
-    Outcome.FAILED: "failed before the destination could start the guest, which goes on at the source",
-    Outcome.CANCELLED: "the source ended the migration and keeps the guest",
-    Outcome.IN_DOUBT: "cut after the destination could have started the guest: ask both QEMUs who runs it",
-}
 
 # Some kilobytes each.
 _MOST_STATES: Final = 64
@@ -113,7 +103,7 @@ def as_text(relay: Relay, gate: Gate) -> str:
     """A few lines for a person."""
     session = relay.session
     assert session.outcome is not None
-    lines = [f"{session.outcome.value}: {_SENTENCES[session.outcome]}"]
+    lines = [f"{session.outcome.value}: {SENTENCES[session.outcome]}"]
     if session.reason:
         lines.append(f"  reason: {session.reason}")
     edits = f"{gate.edits} of {len(gate.vcpus)} vCPUs edited"
