@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-__all__ = ["MigrationInfo", "Moment"]
+__all__ = ["COMPLETED", "MigrationInfo", "Moment"]
 
-_COMPLETED: Final = "completed"
-_OVER: Final = (_COMPLETED, "failed", "cancelled")
+COMPLETED: Final = "completed"
+"""The status of a guest that was given away, or has arrived."""
+_OVER: Final = (COMPLETED, "failed", "cancelled")
 _NOT_BEGUN: Final = ("", "none")
 # The migration's own unit: a megabit is 10**6 bits (migration.c, migration_update_counters).
 _BITS: Final = 1_000_000
@@ -83,7 +84,7 @@ class MigrationInfo:
     @property
     def completed(self) -> bool:
         """The guest was given away, or has arrived."""
-        return self.status == _COMPLETED
+        return self.status == COMPLETED
 
     @property
     def active(self) -> bool:
