@@ -87,6 +87,7 @@ class Gate:
     :ivar postcopy: the source has sent a package: with its last byte the destination starts the guest
     :ivar between_sections: what was passed on so far ends where a section may begin
     :ivar machine: the machine type, once it was sent
+    :ivar sections: those of the vCPUs so far, as they came
     :ivar judged: the verdicts so far, in the stream's order
     :ivar memory_read: how many pages of guest memory were read
     :ivar missing: facts of the destination that would have made a verdict certain, in words
@@ -100,6 +101,7 @@ class Gate:
         self.postcopy = False
         self.between_sections = False
         self.machine = ""
+        self.sections: list[DeviceSection] = []
         self.judged: list[Judged] = []
         self.missing: set[str] = set()
         self.warnings: list[str] = []
@@ -245,7 +247,10 @@ class Gate:
             self.postcopy |= packaged
             vcpu = _section_of_vcpu(event)
             # Of another version, the rewriter says that it cannot be read.
-            told = CpuSection.of(vcpu) if vcpu is not None and vcpu.version_id == cpu.VERSION else None
+            told = None
+            if vcpu is not None and vcpu.version_id == cpu.VERSION:
+                told = CpuSection.of(vcpu)
+                self.sections.append(vcpu)
             if not self._asked and (packaged or vcpu):
                 # Never later: what was begun is finished.
                 self._asked = True

@@ -92,7 +92,8 @@ class Relay:
     :ivar channels: the source's channels in the order in which they were connected onward
     :ivar times: seconds: "total" from the source's connection to the end, "tail" from the first byte of the
         tail to the commit point
-    :ivar moments: when what happened, UTC: "waiting", "connected", "return path", "tail", "committed", "ended"
+    :ivar moments: when what happened, UTC: "waiting", "connected", "return path", "tail", "committed", "answered",
+        "ended"
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Relay:
         self._to_source = threading.Lock()
         self._source: socket.socket | None = None
         self._destination: socket.socket | None = None
-        self._pumps: list[Pump] = []
+        self._pumps: list[tuple[Channel, Pump]] = []
         self._wake, self._waker = socket.socketpair()
         self._interrupted = False
         self._broken: OSError | None = None
@@ -122,6 +123,12 @@ class Relay:
         self._began: float | None = None
         self._moved = 0.0
         self._tail_began: float | None = None
+
+    @property
+    def traffic(self) -> list[tuple[Channel, int, int]]:
+        """Of each channel that was connected onward the bytes forward and back, the main one first."""
+        pumped = [(channel, pump.forward, pump.backward) for channel, pump in self._pumps]
+        return [(Channel.MAIN, self.forward, self.backward), *pumped]
 
     def run(self, sockets: Sequence[socket.socket]) -> Outcome:
         """Wait for the source, relay until both sides are done, close everything.
@@ -262,7 +269,7 @@ class Relay:
         tune(destination)
         pump = Pump(source, destination, lambda _: None)
         with self._lock:
-            self._pumps.append(pump)
+            self._pumps.append((kind, pump))
         pump.start()
 
     def _accept_extras(self, listeners: Sequence[socket.socket], threads: Iterable[threading.Thread]) -> None:
@@ -292,7 +299,7 @@ class Relay:
         if self._tail_timer is not None:
             self._tail_timer.cancel()
         good = self.session.outcome in (Outcome.COMPLETED, Outcome.SENT)
-        for pump in self._pumps:
+        for _, pump in self._pumps:
             if not good or not pump.join(self._waits.linger):
                 pump.cut()
                 pump.join(self._waits.linger)
@@ -457,6 +464,8 @@ class Relay:
             del untold[: len(event.raw)]
             with self._lock:
                 wanted = self.session.returned(event)
+                if self.session.answered and "answered" not in self.moments:
+                    self._note("answered")
             if wanted:
                 self._say(source, event.raw)
 

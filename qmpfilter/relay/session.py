@@ -25,7 +25,7 @@ from qmpfilter.errors import BugError, FramingError, QmpfilterError
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 from qmpfilter.wire.returnpath import Message, MessageType, ReturnPathEvent
 
-__all__ = ["SHUT_FAILED", "Action", "Outcome", "Phase", "Session"]
+__all__ = ["SENTENCES", "SHUT_FAILED", "Action", "Outcome", "Phase", "Session"]
 
 SHUT_FAILED: Final = COMMAND_HEADER.pack(MessageType.SHUT, 4) + BE32.pack(1)
 """The message that makes a source go on with its guest."""
@@ -72,6 +72,18 @@ class Outcome(enum.Enum):
     QEMUs."""
 
 
+SENTENCES: Final[Mapping[Outcome, str]] = {
+    Outcome.COMPLETED: "the destination runs the guest",
+    Outcome.SENT: "all was delivered; without a return path nobody says what became of it",
+    Outcome.REFUSED: "the destination did not take the guest, which goes on at the source",
+    Outcome.VETOED: "stopped before the destination could start the guest, which goes on at the source",
+    Outcome.FAILED: "failed before the destination could start the guest, which goes on at the source",
+    Outcome.CANCELLED: "the source ended the migration and keeps the guest",
+    Outcome.IN_DOUBT: "cut after the destination could have started the guest: ask both QEMUs who runs it",
+}
+"""What an outcome means."""
+
+
 class Action(enum.Enum):
     """What the relay has to do, in this order."""
 
@@ -104,6 +116,11 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.phase.value}{f', {self.outcome.value}' if self.outcome else ''}>"
+
+    @property
+    def answered(self) -> bool:
+        """The destination has said whether it runs the guest."""
+        return self._shut is not None
 
     def connected(self) -> None:
         """The source's main channel is there, and the destination's."""

@@ -130,6 +130,7 @@ def test_a_migration_that_completes(rig: Rig) -> None:
     source.close()
     assert rig.outcome() is Outcome.COMPLETED
     assert (rig.relay.forward, rig.relay.backward) == (len(RAM + TAIL + END), len(PONG + SHUT_OK))
+    assert list(rig.relay.moments)[-3:] == ["committed", "answered", "ended"]
 
 
 def test_a_source_that_half_closes_hears_the_answer(rig: Rig) -> None:
@@ -251,9 +252,12 @@ def test_nothing_is_connected_before_the_source_is(rig: Rig) -> None:
     extra.sendall(b"back")
     assert exactly(multifd, 4) == b"back"
     assert rig.relay.channels == [Channel.MAIN, Channel.MULTIFD]
+    # Of what is still on its way nothing is counted yet.
+    assert [channel for channel, _, _ in rig.relay.traffic] == [Channel.MAIN, Channel.MULTIFD]
     source.close()
     assert rig.outcome() is Outcome.CANCELLED
     assert everything(multifd) == b""
+    assert rig.relay.traffic == [(Channel.MAIN, len(RAM), 0), (Channel.MULTIFD, 8, 4)]
 
 
 def test_an_extra_channel_that_stays_silent(rig: Rig) -> None:
