@@ -23,6 +23,7 @@ LAYERS = (
     ("inspect",),
     ("doctor", "selftest", "relay"),
     ("qmp",),
+    ("libvirt",),
     ("daemon", "report"),
     ("cli",),
     ("__main__",),
@@ -45,6 +46,8 @@ PURE = (
     "doctor.behaviour",
     "doctor.checks",
     "doctor.survey",
+    "libvirt.domain",
+    "libvirt.metadata",
     "saveimage.header",
     "saveimage.identity",
 )
