@@ -20,12 +20,14 @@ import pytest
 
 from .hosts import Host, host_image
 from .inhost.waiting import wait_until
+from .package import unpack_package
 
 SECONDS: Final = 60.0
 # Debian's libvirt-qemu; any user but root will do, because root's daemon is the system's.
 _USER: Final = (64055, 65534)
 _SCRIPT: Final = Path(__file__).parent / "session.sh"
 _QUOTED: Final = 4000
+_PACKAGE: Final = "package"
 
 
 GUEST = """<domain type='qemu'>
@@ -128,14 +130,60 @@ class SessionDaemon:
                 return "absent"
             raise
 
-    def _run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+    def qmpfilter(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """The command, beside this libvirt, which is its default; takes a shared directory with the package."""
+        return self._run([*self._qmpfilter, *argv])
+
+    @contextmanager
+    def running_qmpfilter(self, *argv: str) -> Iterator[Started]:
+        """The same, while it runs; it is killed if it has not ended with the block."""
+        with subprocess.Popen(
+            [*self._within, *self._qmpfilter, *argv],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+        ) as process:  # fmt: skip
+            try:
+                yield Started(process)
+            finally:
+                process.kill()
+
+    @property
+    def _qmpfilter(self) -> list[str]:
+        settings = [f"LIBVIRT_DEFAULT_URI={self.uri}", f"PYTHONPATH=/shared/{_PACKAGE}"]
+        return ["env", *settings, "python3", "-m", "qmpfilter"]
+
+    @property
+    def _within(self) -> list[str]:
         enter = ["nsenter", "--mount", "--pid", f"--target={self._inside}"]
         user = "{}:{}".format(*_USER)
         settings = ["env", "-i", "PATH=/usr/bin:/bin", "LC_ALL=C", f"HOME=/shared/{self.name}"]
+        return [*enter, "chroot", f"--userspec={user}", self._root, *settings]
+
+    def _run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*enter, "chroot", f"--userspec={user}", self._root, *settings, *argv],
-            capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [*self._within, *argv], capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+        )
+
+
+class Started:
+    """A program that runs in a session.
+
+    :ivar process: who waits for it there
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the program itself."""
+        pid = self.process.pid
+        os.kill(int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]), number)
+
+
+def provide_package(shared: Path) -> None:
+    """Put the package where sessions find it; what its modules compile to is kept there for all of them."""
+    unpack_package(shared / _PACKAGE)
+    for path in (shared / _PACKAGE, *(shared / _PACKAGE).rglob("*")):
+        os.chown(path, *_USER)
 
 
 def shared_directory(directories: pytest.TempPathFactory) -> Path:
