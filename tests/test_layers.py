@@ -41,6 +41,7 @@ PURE = (
     "filter",
     "inspect",
     "libvirt.job",
+    "libvirt.metadata",
     "libvirt.options",
     "libvirt.outlook",
     "doctor.as_text",

@@ -36,6 +36,7 @@ _COMMANDS: Final = (
     "verdict",
     "relay",
     "migrate",
+    "policy",
     "pipe",
     "doctor",
     "selftest",

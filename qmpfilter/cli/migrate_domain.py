@@ -8,7 +8,7 @@ import contextlib
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import click
@@ -97,7 +97,8 @@ class _Command:
 
         with on_signal(signalled):
             async with self._connected(flags) as (ends, domain):
-                await _check_runs(ends.source, domain)
+                await _check_places(ends, domain)
+                await self._heed_domain(domain)
                 route, listener = await asyncio.to_thread(
                     choose_route, request.desturi, flags, parameters, relay_at, onward
                 )
@@ -134,6 +135,8 @@ class _Command:
     @contextlib.asynccontextmanager
     async def _connected(self, flags: Flag) -> AsyncIterator[tuple[Ends, Domain]]:
         request = self._request
+        if request.connect is not None:
+            check_source_is_here(request.connect)
         source = await Connection.open(request.connect)
         try:
             check_source_is_here(source.uri)
@@ -157,6 +160,14 @@ class _Command:
             self._progress.say(f"{error}; so the destination cannot be asked in the end who runs the guest")
             return None
 
+    async def _heed_domain(self, domain: Domain) -> None:
+        """What the domain's metadata ask for, below what the command line says."""
+        asked = await domain.policy()
+        if asked:
+            policy = asked.applied(self._choices.policy, self._choices.given)
+            self._choices = replace(self._choices, policy=policy)
+            self._progress.say(f"the domain {domain.name} asks for: {asked}")
+
     async def _say_what_would_be(self, ends: Ends, domain: Domain, route: Route, flags: Flag) -> int:
         how = "has its own libvirt migrate it there" if Flag.PEER2PEER in flags else "migrates it there"
         lines = [
@@ -164,7 +175,7 @@ class _Command:
             f"  domain: {domain.name}, {domain.uuid}",
             f"  source: {ends.source.uri}",
             f"  destination: {ends.desturi}{'' if ends.destination else ' (not reached from here)'}",
-            f"  stream: {route.listen} (the relay, or another free port) to {route.onward}",
+            f"  stream: to {route.listen} (qmpfilter), on to {route.onward}; a port left open may be another then",
             f"  flags: {', '.join(flags.names) or 'none'}",
             *(f"  {name}: {value}" for name, value in route.parameters.items()),
             *(f"  {line}" for line in outlook(self._choices.policy)),
@@ -174,13 +185,16 @@ class _Command:
         return 0
 
 
-async def _check_runs(source: Connection, domain: Domain) -> None:
-    state = await source.state_of(domain.uuid)
+async def _check_places(ends: Ends, domain: Domain) -> None:
+    """:raises HostError: the guest does not run here, or runs there already"""
+    state = await ends.source.state_of(domain.uuid)
     if not state.active:
         raise HostError(
             f"the domain {domain.name} is {state.name}: there is no state to filter; 'virsh migrate --offline "
             "--persistent' moves its definition"
         )
+    if ends.destination is not None and (await ends.destination.state_of(domain.uuid)).active:
+        raise HostError(f"{ends.desturi} has a domain with the UUID of {domain.name} that runs: it cannot go there")
 
 
 async def _svm_use(domain: Domain) -> str:
@@ -220,7 +234,7 @@ def _judge(migration: Migration, outcome: Outcome) -> int:
     if where is Whereabouts.DESTINATION and not migration.committed:
         return _say("the guest is at the destination, and its stream did not come through here", EXIT_IN_DOUBT)
     if where is Whereabouts.SOURCE and status != STATUS[Outcome.VETOED]:
-        what = migration.error or migration.relay.session.reason
+        what = migration.relay.session.reason or migration.error
         return _say(f"{what}; the guest is at the source", EXIT_STAYED)
     if where is Whereabouts.DESTINATION:
         return 0

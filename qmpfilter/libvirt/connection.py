@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from qmpfilter.errors import DeadlineError, HostError
 from qmpfilter.libvirt.loop import EventThread
+from qmpfilter.libvirt.metadata import NAMESPACE, PREFIX, DomainPolicy
 from qmpfilter.qmp.pages import command_for, parse_page
 
 __all__ = ["CALL_SECONDS", "Connection", "Domain", "LibvirtError", "State", "binding"]
@@ -56,7 +57,6 @@ class _Domain(Protocol):
     def UUIDString(self) -> str: ...
     def state(self) -> Sequence[int]: ...
     def isPersistent(self) -> int: ...
-    def XMLDesc(self, flags: int) -> str: ...
     def jobStats(self, flags: int) -> Mapping[str, Any]: ...
     def abortJob(self) -> int: ...
     def suspend(self) -> int: ...
@@ -72,8 +72,6 @@ class _Connection(Protocol):
 
     def close(self) -> int: ...
     def getURI(self) -> str: ...
-    def getHostname(self) -> str: ...
-    def getLibVersion(self) -> int: ...
     def setKeepAlive(self, interval: int, count: int) -> int: ...
     def lookupByName(self, name: str) -> _Domain: ...
     def lookupByUUIDString(self, text: str) -> _Domain: ...
@@ -154,14 +152,6 @@ class Connection:
         with contextlib.suppress(HostError):
             await _within(CALL_SECONDS, "closing the connection", self.raw.close)
 
-    async def version(self) -> str:
-        """Of libvirt there.
-
-        :raises HostError: it does not say
-        """
-        number = await _within(CALL_SECONDS, "asking for the version", self.raw.getLibVersion)
-        return f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
-
     async def domain(self, name: str) -> Domain:
         """A domain by its UUID, its name, or the number of a running one.
 
@@ -214,10 +204,6 @@ class Domain:
         self.uuid = uuid
         self._raw = raw
 
-    async def xml(self) -> str:
-        """What it is now."""
-        return await self._ask("for its XML", lambda: self._raw.XMLDesc(0))
-
     async def job(self, *, completed: bool = False) -> Mapping[str, Any]:
         """The numbers of its job, or of its last one."""
         return await self._ask("for its job", lambda: self._raw.jobStats(_COMPLETED if completed else 0))
@@ -249,25 +235,33 @@ class Domain:
 
         await _within(None, f"migrating {self.name}", move)
 
-    async def metadata(self, namespace: str) -> str | None:
-        """Its element of a namespace, None if it has none."""
+    async def policy(self) -> DomainPolicy:
+        """What it asks for in its metadata.
+
+        :raises PolicyError: what stands there cannot be understood
+        """
         try:
-            return await self._ask("for its metadata", lambda: self._raw.metadata(_ELEMENT, namespace, 0))
+            text = await self._ask("for its policy", lambda: self._raw.metadata(_ELEMENT, NAMESPACE, 0))
         except LibvirtError as error:
             if error.code == _NO_METADATA:
-                return None
+                return DomainPolicy()
             raise
+        return DomainPolicy.from_xml(text)
 
-    async def set_metadata(self, namespace: str, prefix: str, text: str | None) -> None:
-        """Give it that element, or none; as it runs, and as it is defined."""
+    async def set_policy(self, policy: DomainPolicy) -> None:
+        """Have it ask for that: as it runs, and as it is defined."""
+        text = policy.to_xml() if policy else None
 
         def change() -> object:
-            number, _ = self._raw.state()
-            live = 0 if _STATES[number] in _INACTIVE else _LIVE
+            live = 0 if _STATES[self._raw.state()[0]] in _INACTIVE else _LIVE
             config = _CONFIG if self._raw.isPersistent() else 0
-            return self._raw.setMetadata(_ELEMENT, text, prefix, namespace, live | config)
+            return self._raw.setMetadata(_ELEMENT, text, PREFIX, NAMESPACE, live | config)
 
-        await self._ask("to change its metadata", change)
+        try:
+            await self._ask("to change its policy", change)
+        except LibvirtError as error:
+            if text is not None or error.code != _NO_METADATA:
+                raise
 
     async def read_pages(self, addresses: Sequence[int]) -> dict[int, bytes]:
         """Pages of its memory, all or none, while it stands still.

@@ -30,16 +30,22 @@ _QUOTED: Final = 4000
 _PACKAGE: Final = "package"
 
 
-GUEST = """<domain type='qemu'>
+GUEST = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>guest</name>
   <memory unit='MiB'>64</memory><vcpu>2</vcpu>
   <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
   <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator><serial type='null'/><memballoon model='none'/>
-  </devices>
+  </devices>{more}
 </domain>
 """
+# What cannot be compressed takes time where bandwidth is limited.
+_FULL: Final = """
+  <qemu:commandline>
+    <qemu:arg value='-device'/><qemu:arg value='loader,addr=0x1000000,file=/shared/noise,force-raw=on'/>
+  </qemu:commandline>"""
+_NOISE: Final = 16 << 20
 
 
 class VirshError(Exception):
@@ -187,18 +193,24 @@ def provide_package(shared: Path) -> None:
 
 
 def shared_directory(directories: pytest.TempPathFactory) -> Path:
-    """A directory for the sessions of a test, which another user can enter, with the guest's XML in it."""
+    """A directory for the sessions of a test, which another user can enter, with the XML of guests in it."""
     shared = directories.mktemp("shared")
     for directory in (shared, shared.parent, shared.parent.parent):
         directory.chmod(0o755)
-    (shared / "guest.xml").write_text(GUEST)
+    (shared / "guest.xml").write_text(GUEST.format(more=""))
+    (shared / "full.xml").write_text(GUEST.format(more=_FULL))
     return shared
 
 
 @contextmanager
-def guest_of(first: SessionDaemon, *others: SessionDaemon) -> Iterator[None]:
-    """A guest that runs at the first; what is left of it goes, wherever it is."""
-    first.virsh("create", "/shared/guest.xml")
+def guest_of(first: SessionDaemon, *others: SessionDaemon, full: bool = False) -> Iterator[None]:
+    """A guest that runs at the first; what is left of it goes, wherever it is.
+
+    :param full: a quarter of its memory is noise, which is never sent in a moment
+    """
+    if full:
+        (first.directory.parent / "noise").write_bytes(os.urandom(_NOISE))
+    first.virsh("create", f"/shared/{'full' if full else 'guest'}.xml")
     try:
         yield
     finally:
