@@ -28,9 +28,11 @@ from qmpfilter.daemon.sessions import Stage
 from qmpfilter.doctor.gather import gather
 from qmpfilter.errors import HostError, PolicyError, QmpfilterError
 from qmpfilter.filter.policy import Mode, Policy
+from qmpfilter.libvirt import arrival
+from qmpfilter.libvirt.arrival import Arrival
 from qmpfilter.libvirt.domain import DomainXml
 from qmpfilter.libvirt.incoming import Incoming, find_incoming, is_loopback
-from qmpfilter.libvirt.metadata import ARRIVAL_URI, POLICY_URI, Arrival, DomainPolicy
+from qmpfilter.libvirt.metadata import NAMESPACE, DomainPolicy
 from qmpfilter.relay.address import TcpAddress
 from qmpfilter.verdict.facts import HostFacts
 
@@ -101,14 +103,14 @@ class Hooks:
         if self._is_off:
             return {}
         name = self._announced[domain.uuid] = new_name()
-        arrival = Arrival(
+        coming = Arrival(
             session=name,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             host=socket.gethostname(),
             version=__version__,
             records=str(self._roster.config.records_directory(name)),
         )
-        return {"xml": domain.with_element(arrival.element())}
+        return {"xml": domain.with_element(coming.element())}
 
     async def _put_before(self, domain: DomainXml, peer: str) -> _Answer:
         """Its QEMU runs: if it waits for the guest, the source is to come here first."""
@@ -165,8 +167,8 @@ class Hooks:
 
     def _session_of(self, domain: DomainXml) -> str:
         """The name that its metadata promises, empty where that tells of an earlier arrival."""
-        arrival = Arrival.of(domain.attributes(ARRIVAL_URI) or {})
-        return arrival.session if arrival is not None and self._roster.is_free(arrival.session) else ""
+        told = Arrival.of(domain.attributes(arrival.NAMESPACE) or {})
+        return told.session if told is not None and self._roster.is_free(told.session) else ""
 
     @staticmethod
     def _unreachable(incoming: Incoming) -> bool:
@@ -188,14 +190,10 @@ class Hooks:
 
         :raises PolicyError: the domain's makes no sense
         """
-        own = DomainPolicy.of(domain.attributes(POLICY_URI) or {})
+        own = DomainPolicy.from_attributes(domain.attributes(NAMESPACE) or {})
+        # Native svm2 is for a peer; this host's QEMU takes the annex.
+        if own.mode is Mode.NATIVE:
+            own = replace(own, mode=Mode.ANNEX)
         policy = self._roster.config.policy
-        mode = own.mode or policy.mode
-        return replace(
-            policy,
-            # What this host's QEMU takes.
-            mode=Mode.ANNEX if mode is Mode.NATIVE else mode,
-            enforcement=own.enforcement or policy.enforcement,
-            accepted=policy.accepted | own.accepted,
-            facts=facts,
-        )
+        mode = Mode.ANNEX if policy.mode is Mode.NATIVE else policy.mode
+        return own.applied(replace(policy, mode=mode, facts=facts))
