@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TextIO
 from .hosts import Host, HostImage, Rootfs
 from .inhost import agent
 
-BOOT_SECONDS = 180.0
+BOOT_SECONDS = 400.0
 TOOL_SECONDS = 60.0
 MEMORY_MIB = 1500
 LOG_LINES = 40

@@ -23,7 +23,11 @@ DEPENDENCIES: Final = ("python3-click", "python3-rich", "python3-markdown-it", "
 class SystemdHost(EmulatedHost):
     """A booted host whose systemd has come as far as any service needs, and has the agent as one."""
 
-    init = '/lib/systemd/systemd modules_load=virtio_console systemd.run="/usr/bin/python3 /lab-agent.py"'
+    # A first boot would ask questions, and make caches anew at the emulator's pace.
+    init = (
+        "/lib/systemd/systemd systemd.condition_first_boot=no systemd.condition_needs_update=no "
+        'modules_load=virtio_console systemd.run="/usr/bin/python3 /lab-agent.py"'
+    )
 
     def __init__(self, host: Host) -> None:
         image: HostImage = host_image(host)
