@@ -48,6 +48,8 @@ def configure(form: Form, environment: Mapping[str, str]) -> None:
     handler: logging.Handler = logging.StreamHandler()
     if form is Form.JOURNAL or (form is Form.AUTO and _is_journal(environment.get("JOURNAL_STREAM", ""))):
         handler = JournalHandler()
+        # Level and logger are fields of their own.
+        handler.setFormatter(logging.Formatter())
     elif form is Form.JSON:
         handler.setFormatter(JsonFormatter())
     else:
