@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from qmpfilter.report.figures import seconds, size
+from qmpfilter.report.figures import forward, seconds, size
 from qmpfilter.report.html import document, element, table
 from qmpfilter.report.outcome import UNKNOWN, sentence
 from qmpfilter.report.page import badge, tiles
@@ -37,7 +37,7 @@ class Row(NamedTuple):
     def cells(self) -> tuple[str, ...]:
         """In words."""
         told = self.report
-        took, moved = told.number("seconds", "total"), told.number("bytes", "forward")
+        took, moved = told.number("seconds", "total"), forward(told)
         return (
             self.session,
             self.outcome,

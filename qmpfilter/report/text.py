@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qmpfilter.report.figures import seconds, size
+from qmpfilter.report.figures import forward, seconds, size
 from qmpfilter.report.outcome import UNKNOWN, sentence
 from qmpfilter.report.summary import TITLES, Summary
 from qmpfilter.report.timeline import ENDS, timeline
@@ -74,9 +74,8 @@ def _facts(report: Told) -> Iterator[str]:
     for name, value in rows:
         if value:
             yield f"{name}: {value}"
-    forward, backward = report.number("bytes", "forward"), report.number("bytes", "backward")
-    if forward is not None:
-        yield f"{size(forward)} to the destination, {size(backward or 0)} back"
+    if (count := forward(report)) is not None:
+        yield f"{size(count)} to the destination"
     if report.each("vcpus"):
         yield f"{report.text('edited_vcpus')} of {len(report.each('vcpus'))} vCPUs edited"
     for name, path in (("in all", "total"), ("device state held for", "tail")):
