@@ -196,7 +196,8 @@ def _vcpus(report: Told) -> Html:
         else Html("")
     )
     rows = [
-        (index, vcpu.text("found") or _ABSENT, vcpu.text("outcome"), _findings(vcpu)) for index, vcpu in vcpus.items()
+        (index, vcpu.text("found") or _ABSENT, vcpu.text("outcome").replace("_", " "), _findings(vcpu))
+        for index, vcpu in vcpus.items()
     ]
     overview = table(("vCPU", "its state came as", "and was", "findings"), rows) if rows else Html("")
     details = [_vcpu(index, vcpus.get(index, Told(None)), state) for index, state in states.items()]

@@ -112,7 +112,7 @@ def _vcpus(report: Told) -> Iterator[str]:
     for vcpu in report.each("vcpus"):
         index = vcpu.text("index")
         came = vcpu.text("found")
-        yield f"vCPU {index}: {vcpu.text('outcome')}{f', its state came as {came}' if came else ''}"
+        yield f"vCPU {index}: {vcpu.text('outcome').replace('_', ' ')}{f', its state came as {came}' if came else ''}"
         for finding in vcpu.each("findings"):
             yield f"  {finding.text('text')} [{finding.text('code')}]"
         yield from (f"  {line}" for line in _changes(states.get(index, Told(None))))
