@@ -51,12 +51,11 @@ def summary_text(summary: Summary, width: int) -> str:
     if not summary.rows:
         return "no migrations\n"
     columns = [TITLES.index(title) for title in _COLUMNS]
-    cells = [row.cells() for row in summary.rows]
-    head, *lines = _table(_COLUMNS, [[row[number] for number in columns] for row in cells], width, whole=_COLUMNS)
+    cells = [[row.cells[number] for number in columns] for row in summary.rows]
+    head, *lines = _table(_COLUMNS, cells, width, whole=_COLUMNS)
     told = [head]
     for line, row in zip(lines, summary.rows, strict=True):
-        reason = row.report.text("reason")
-        told += [line, f"    {reason}"] if reason else [line]
+        told += [line, f"    {row.reason}"] if row.reason else [line]
     figures = ", ".join(f"{name}: {value}" for name, value in summary.figures)
     return "".join(f"{line}\n" for line in (*told, "", figures))
 
