@@ -166,7 +166,7 @@ def _file(path: Path) -> Mapping[str, Any]:
         told = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise HostError(f"{path}: neither a session's name nor a file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HostError(f"{path}: not a report: {error}") from error
     if not isinstance(told, dict) or "outcome" not in told:
         raise HostError(f"{path}: not a report of a migration")
