@@ -207,7 +207,7 @@ def test_a_source_that_dies_takes_the_destination_with_it(rig: Rig) -> None:
 
 
 def test_the_longest_waits_that_there_may_be(tmp_path: Path) -> None:
-    made = Rig(tmp_path, Marked(), Waits(*[LONGEST] * 6, linger=1))
+    made = Rig(tmp_path, Marked(), Waits(LONGEST, LONGEST, LONGEST, LONGEST, LONGEST, LONGEST, linger=1))
     with made.stack:
         made.dial(RAM).close()
         assert exactly(made.destination(), len(RAM)) == RAM
