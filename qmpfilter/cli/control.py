@@ -96,7 +96,9 @@ def show(session: str, path: Path, as_json: bool) -> None:
     if as_json:
         _print_json(told)
     else:
-        write_out("".join(f"{line}\n" for line in _outline(told)))
+        # The states of vCPUs are long: 'qmpfilter report' tells what of them was changed.
+        rest = {key: value for key, value in told.items() if key != "states"}
+        write_out("".join(f"{line}\n" for line in _outline(rest)))
 
 
 @click.command()

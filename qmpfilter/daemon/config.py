@@ -19,7 +19,7 @@ from qmpfilter.daemon.logs import Form
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
 from qmpfilter.relay.address import Address, UnixAddress, parse_address
-from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.limits import LONGEST, Waits
 from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["DEFAULT", "Audit", "Config", "Expose", "Ingress", "Keep", "checked", "load"]
@@ -27,8 +27,6 @@ __all__ = ["DEFAULT", "Audit", "Config", "Expose", "Ingress", "Keep", "checked",
 DEFAULT: Final = Path("/etc/qmpfilter/qmpfilter.toml")
 """Read if no other file is named; it may be missing."""
 
-# Seconds that no wait exceeds: a year, so that all of it is a number that select(2) takes.
-_LONGEST: Final = 366 * 86400.0
 _MOST_SESSIONS: Final = 4096
 
 
@@ -187,8 +185,8 @@ def _one_of(kind: type[Mode] | type[Enforcement] | type[Form]) -> Callable[[Any]
 
 
 def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LONGEST:
-        raise _WrongError("seconds, more than 0 and at most a year")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LONGEST:
+        raise _WrongError(f"seconds, more than 0 and at most {LONGEST:.0f}")
     return float(value)
 
 

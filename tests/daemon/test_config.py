@@ -115,6 +115,10 @@ def test_drop_ins_come_later_in_the_order_of_their_names(tmp_path: Path) -> None
         ("drain = inf", "q.toml: drain: expected a number"),
         ("drain = nan", "q.toml: drain: expected a number"),
         ("[deadlines]\ntail = 0", "q.toml: deadlines.tail: expected seconds, more than 0"),
+        (
+            "[deadlines]\nsource = 2073601",
+            "q.toml: deadlines.source: expected seconds, more than 0 and at most 2073600",
+        ),
         ("[deadlines]\ntail = 1e12", "q.toml: deadlines.tail: expected seconds"),
         ("[deadlines]\ntail = true", "q.toml: deadlines.tail: expected seconds"),
         ("[reports]\nkeep_count = 1.5", "q.toml: reports.keep_count: expected a whole number"),
