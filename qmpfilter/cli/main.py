@@ -35,7 +35,7 @@ _EXIT_INTERRUPTED: Final = 130
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "streams": ("inspect", "convert", "verdict"),
     "one migration": ("relay", "migrate", "pipe", "policy"),
-    "this host": ("doctor", "selftest"),
+    "this host": ("doctor", "selftest", "hooks"),
     "the daemon": ("run", "status", "reload", "off", "on"),
     "its sessions": ("start", "stop", "sessions", "show"),
     "records": ("report", "audit"),
