@@ -21,7 +21,7 @@ from qmpfilter.relay.address import Address, UnixAddress, parse_address
 from qmpfilter.relay.limits import Waits
 from qmpfilter.verdict.facts import HostFacts
 
-__all__ = ["DEFAULT", "Audit", "Config", "Expose", "Keep", "checked", "load"]
+__all__ = ["DEFAULT", "Audit", "Config", "Expose", "Keep", "Watch", "checked", "load"]
 
 DEFAULT: Final = Path("/etc/qmpfilter/qmpfilter.toml")
 """Read if no other file is named; it may be missing."""
@@ -73,6 +73,16 @@ class Expose:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """The libvirt whose events are heard.
+
+    :param uri: empty for none
+    """
+
+    uri: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What the daemon was told.
 
@@ -83,6 +93,7 @@ class Config:
     :param keep: which reports are kept
     :param audit: the log of what was let go
     :param metrics: counters for Prometheus
+    :param libvirt: whose events are heard
     :param most_sessions: that run at once
     :param log: where the log goes
     :param drain: seconds for which running sessions are waited for after SIGTERM
@@ -96,6 +107,7 @@ class Config:
     keep: Keep = field(default_factory=Keep)
     audit: Audit = field(default_factory=Audit)
     metrics: Expose = field(default_factory=Expose)
+    libvirt: Watch = field(default_factory=Watch)
     most_sessions: int = 64
     log: Form = Form.AUTO
     drain: float = 30.0
@@ -135,6 +147,12 @@ def _address(value: Any) -> Address:
     if isinstance(address, UnixAddress):
         _absolute(address.path)
     return address
+
+
+def _uri(value: Any) -> str:
+    if not isinstance(value, str) or ":///" not in value:
+        raise _WrongError("the URI of a libvirt on this host, as qemu:///system")
+    return value
 
 
 def _flag(value: Any) -> bool:
@@ -195,6 +213,7 @@ _KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "audit.required": _flag,
     "metrics.listen": _address,
     "metrics.textfile": _absolute,
+    "libvirt.uri": _uri,
     "reports.keep_days": _span,
     "reports.keep_count": _count(0, 1 << 31),
 }
@@ -225,6 +244,7 @@ def load(path: Path | None = None) -> Config:
         keep=Keep(**{name.removeprefix("keep_"): value for name, value in _of_table(values, "reports").items()}),
         audit=Audit(**_of_table(values, "audit")),
         metrics=Expose(**_of_table(values, "metrics")),
+        libvirt=Watch(**_of_table(values, "libvirt")),
         most_sessions=values.get("max_sessions", Config().most_sessions),
         log=values.get("log", Config().log),
         drain=values.get("drain", Config().drain),
