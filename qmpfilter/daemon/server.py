@@ -191,7 +191,7 @@ class _Daemon:
             await watch(self._config.libvirt.uri, self._happenings.hear)
 
     async def _add_happenings(self, report: Mapping[str, Any]) -> None:
-        """What libvirt told of a migration becomes a part of its report; when the daemon ends, what it told so far."""
+        """What libvirt told of a migration becomes a part of its report; at the daemon's end, what it told so far."""
         name = report["session"]
         try:
             await self._happenings.wait(report, _HAPPENINGS_SECONDS)
