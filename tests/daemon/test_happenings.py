@@ -20,10 +20,8 @@ def happening(seconds: float, what: str, uuid: str = "u", **job: Any) -> Happeni
 
 
 def report(**more: Any) -> dict[str, Any]:
-    return {
-        "session": "s",
-        "moments": {"ended": (BEGAN + timedelta(seconds=9)).isoformat(), "waiting": BEGAN.isoformat()},
-    } | more
+    moments = {"ended": BEGAN + timedelta(seconds=9), "waiting": BEGAN}
+    return {"session": "s", "moments": {name: moment.isoformat() for name, moment in moments.items()}, **more}
 
 
 @pytest.mark.parametrize(

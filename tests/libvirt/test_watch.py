@@ -50,15 +50,8 @@ def test_events_are_heard_and_libvirt_may_go_away(
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(scenario())
-    assert heard == [
-        f"domain guest ({UUID}): {what}"
-        for what in (
-            "suspended (migrated)",
-            "migration iteration 2",
-            "job completed in 9 ms",
-            "QEMU's migration: setup",
-        )
-    ]
+    told = ("suspended (migrated)", "migration iteration 2", "job completed in 9 ms", "QEMU's migration: setup")
+    assert heard == [f"domain guest ({UUID}): {what}" for what in told]
     assert caplog.text.count("are not heard") == 1
 
 
