@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 #: From the bottom up; a layer imports from lower lines only, neighbours on a line not from each other.
 LAYERS = (
-    ("errors",),
+    ("errors", "printable"),
     ("layout", "audit"),
     ("wire",),
     ("saveimage", "svm", "kvm"),
@@ -24,7 +24,7 @@ LAYERS = (
     ("doctor", "selftest", "relay"),
     ("qmp",),
     ("libvirt",),
-    ("daemon",),
+    ("daemon", "report"),
     ("cli",),
     ("__main__",),
 )
@@ -35,6 +35,8 @@ PURE = (
     "errors",
     "audit.chain",
     "layout",
+    "printable",
+    "report",
     "wire",
     "svm",
     "verdict",

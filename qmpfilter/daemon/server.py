@@ -237,13 +237,9 @@ class _Daemon:
             self._notifier.say(READY="1")
 
     def _take(self, config: Config) -> Config:
-        for what, name in (
-            ("runtime", "runtime_directory"),
-            ("state", "state_directory"),
-            *((one, one) for one in ("metrics", "libvirt")),
-        ):
+        for what, key in _FIXED.items():
             if getattr(config, what) != getattr(self._config, what):
-                raise HostError(f"{name} cannot change while the daemon runs: restart it")
+                raise HostError(f"{key} cannot change while the daemon runs: restart it")
         self._config = self._roster.config = config
         if self._metrics is not None:
             self._metrics.configured(config.policy.mode)
