@@ -46,8 +46,9 @@ def policy(
     """Show or change what DOMAIN itself asks for of its migrations.
 
     It stands in the domain's metadata, as it runs and as it is defined, and so goes with every migration. ACTION is
-    show, set, which leaves what is not named as it is, or clear, which takes all away. Where nothing is asked for, what the command line of
-    the migration or the configuration says holds; options of 'qmpfilter migrate' go before what the domain asks for.
+    show, set, which leaves what is not named as it is, or clear, which takes all away. Where nothing is asked for,
+    what the command line of the migration or the configuration says holds; options of 'qmpfilter migrate' go before
+    what the domain asks for.
 
     Exit status: 0 shown or changed; 2 a bug of qmpfilter; 3 libvirt says no, or wrong usage.
     """

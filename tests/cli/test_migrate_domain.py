@@ -47,13 +47,20 @@ def test_completed(world: FakeLibvirt, report: Path, capsys: pytest.CaptureFixtu
     assert f"  source, {SOURCE}: guest is absent\n" in out
     assert f"  destination, {TARGET}: guest is running; migrated in 120 ms, guest stopped for 7 ms\n" in out
     assert "through the filter" in errors.splitlines()[-1]
-    (how, parameters, flags) = world.calls[0]
+    how, parameters, flags = world.calls[0]
     assert (how, flags, parameters["bandwidth"]) == ("migrate3", 1, 9)
     whole = told(report)
     assert (whole["outcome"], whole["guest_at"], whole["edited_vcpus"]) == ("completed", "destination", 1)
-    assert (whole["domain"], whole["listen"]) == ({"name": "guest", "uuid": UUID}, whole["listen"])
+    assert whole["domain"] == {"name": "guest", "uuid": UUID}
     assert whole["libvirt"]["flags"] == ["LIVE"]
     assert whole["libvirt"]["job"] == {"time_elapsed": 120, "downtime": 7, "memory_total": 1 << 26}
+
+
+@pytest.mark.parametrize(("option", "pages"), [("auto", 1), ("off", 0)])
+def test_vmcb12_is_read_through_libvirt(world: FakeLibvirt, report: Path, option: str, pages: int) -> None:
+    assert main(["migrate", "guest", TARGET, "--read-vmcb12", option, "--report", str(report)]) == 0
+    assert told(report)["vmcb12_pages_read"] == pages
+    assert len(world.read) == pages
 
 
 @pytest.mark.parametrize("name", [UUID, "7"])

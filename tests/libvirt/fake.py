@@ -17,12 +17,17 @@ import pytest
 
 from qmpfilter.libvirt.loop import EventThread
 from tests.helpers.migration import PART, SECONDS, SHUT_OK, STREAM
+from tests.qmp.fake import PAGE_LINES
 
 __all__ = ["SOURCE", "TARGET", "UUID", "FakeDomain", "FakeLibvirt", "libvirtError"]
 
 SOURCE, TARGET = "qemu:///source", "qemu:///target"
 UUID = "6d1ad8f8-2f3e-4f5c-9c8e-3a8d54d7b0a1"
-_RUNNING, _PAUSED, _SHUT_OFF = (1, 1), (3, 2), (5, 0)
+_RUNNING, _SHUT_OFF = (1, 1), (5, 0)
+_MONITOR = {
+    "info status": "VM status: paused (finish-migrate)\r\n",
+    "info registers -a": "CPU#0\nEFER=0000000000001d01\nCPU#1\nEFER=0000000000000d01",
+}
 
 
 class libvirtError(Exception):
@@ -47,6 +52,7 @@ class FakeLibvirt:
     :ivar held: the source stops in RAM until this is set
     :ivar calls: what was done to the domain, with parameters and flags of a migration
     :ivar sent: the source has sent some of its RAM
+    :ivar read: what QEMU's monitor was asked for guest memory
     :ivar tried: how often somebody connected
     :ivar away: URIs that nobody answers at
     """
@@ -60,6 +66,7 @@ class FakeLibvirt:
         self.calls: list[tuple[str, Any, int]] = []
         self.away: set[str] = set()
         self.tried = 0
+        self.read: list[str] = []
         self.metadata: str | None = None
         self.persistent = False
         self.stats: dict[str, Any] = {"memory_total": 1 << 26, "memory_remaining": 1 << 20, "memory_iteration": 2}
@@ -90,7 +97,11 @@ class FakeLibvirt:
         return _Connection(self, uri or SOURCE)
 
     def _monitor(self, _domain: object, line: str, _flags: int) -> str:
-        return "EFER=0000000000001d01\nEFER=0000000000000d01" if line.startswith("info registers") else "paused"
+        if line.startswith("xp "):
+            self.read.append(line)
+            address = int(line.split()[-1], 16)
+            return PAGE_LINES.format(*range(address, address + 4096, 16))
+        return _MONITOR[line]
 
     def _register(self, _conn: object, _domain: object, event: str, call: Callable[..., None], *_: object) -> None:
         self.callbacks[event] = call
