@@ -42,6 +42,7 @@ PURE = (
     "verdict",
     "filter",
     "inspect",
+    "libvirt.events",
     "libvirt.job",
     "libvirt.metadata",
     "libvirt.options",

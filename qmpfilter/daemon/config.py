@@ -22,7 +22,7 @@ from qmpfilter.relay.address import Address, UnixAddress, parse_address
 from qmpfilter.relay.limits import LONGEST, Waits
 from qmpfilter.verdict.facts import HostFacts
 
-__all__ = ["DEFAULT", "Audit", "Config", "Expose", "Ingress", "Keep", "checked", "load"]
+__all__ = ["DEFAULT", "Audit", "Config", "Expose", "Ingress", "Keep", "Watch", "checked", "load"]
 
 DEFAULT: Final = Path("/etc/qmpfilter/qmpfilter.toml")
 """Read if no other file is named; it may be missing."""
@@ -84,6 +84,16 @@ class Expose:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """The libvirt whose events are heard.
+
+    :param uri: empty for none
+    """
+
+    uri: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What the daemon was told.
 
@@ -95,6 +105,7 @@ class Config:
     :param audit: the log of what was let go
     :param ingress: what is put before QEMUs that libvirt has wait
     :param metrics: counters for Prometheus
+    :param libvirt: whose events are heard
     :param most_sessions: that run at once
     :param log: where the log goes
     :param drain: seconds for which running sessions are waited for after SIGTERM
@@ -109,6 +120,7 @@ class Config:
     audit: Audit = field(default_factory=Audit)
     ingress: Ingress = field(default_factory=Ingress)
     metrics: Expose = field(default_factory=Expose)
+    libvirt: Watch = field(default_factory=Watch)
     most_sessions: int = 64
     log: Form = Form.AUTO
     drain: float = 30.0
@@ -152,6 +164,12 @@ def _address(value: Any) -> Address:
     if isinstance(address, UnixAddress):
         _absolute(address.path)
     return address
+
+
+def _uri(value: Any) -> str:
+    if not isinstance(value, str) or ":///" not in value:
+        raise _WrongError("the URI of a libvirt on this host, as qemu:///system")
+    return value
 
 
 def _flag(value: Any) -> bool:
@@ -223,6 +241,7 @@ _KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "ingress.addresses": _hosts,
     "metrics.listen": _address,
     "metrics.textfile": _absolute,
+    "libvirt.uri": _uri,
     "reports.keep_days": _span,
     "reports.keep_count": _count(0, 1 << 31),
 }
@@ -254,6 +273,7 @@ def load(path: Path | None = None) -> Config:
         audit=Audit(**_of_table(values, "audit")),
         ingress=Ingress(**_of_table(values, "ingress")),
         metrics=Expose(**_of_table(values, "metrics")),
+        libvirt=Watch(**_of_table(values, "libvirt")),
         most_sessions=values.get("max_sessions", Config().most_sessions),
         log=values.get("log", Config().log),
         drain=values.get("drain", Config().drain),

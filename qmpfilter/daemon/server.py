@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qmpfilter import __version__
 from qmpfilter.daemon.config import Config, checked, load
 from qmpfilter.daemon.control import Control, Request
+from qmpfilter.daemon.happenings import Happenings, uuid_of
 from qmpfilter.daemon.hooks import Hooks
 from qmpfilter.daemon.ingress import Front
 from qmpfilter.daemon.logs import configure
@@ -32,6 +33,7 @@ from qmpfilter.daemon.reports import Reports
 from qmpfilter.daemon.roster import Roster, Wanted
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
+from qmpfilter.libvirt.watch import watch
 from qmpfilter.relay.address import QMP, Address, UnixAddress, parse_address, parse_destination
 from qmpfilter.verdict.facts import HostFacts
 
@@ -45,6 +47,14 @@ _log: Final = logging.getLogger(__name__)
 
 _ENDED: Final = 100
 _METRICS_SECONDS: Final = 15.0
+_HAPPENINGS_SECONDS: Final = 10.0
+_FIXED: Final = {
+    "runtime": "runtime_directory",
+    "state": "state_directory",
+    "metrics": "metrics",
+    "libvirt": "libvirt",
+}
+"""What of the configuration only a new daemon can do, and its keys."""
 _ENDED_KEYS: Final = ("session", "listen", "connect", "mode", "outcome", "reason")
 
 
@@ -89,11 +99,13 @@ class _Daemon:
         self._path = path
         self._config = config
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
-        reports = Reports(config.state / "sessions")
-        reports.prune(config.keep)
-        self._roster = Roster(config, reports, self._ended)
+        self._reports = Reports(config.state / "sessions")
+        self._reports.prune(config.keep)
+        self._roster = Roster(config, self._reports, self._ended)
         self._hooks = Hooks(self._roster)
         self._metrics = self._make_metrics()
+        self._happenings = Happenings()
+        self._adding: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._again = asyncio.Event()
         operations = {
@@ -120,15 +132,19 @@ class _Daemon:
         await self._control.start()
         _log.info("qmpfilter %s answers at %s", __version__, self._config.socket)
         self._notifier.say(READY="1", STATUS="waits for migrations")
-        tasks = [asyncio.create_task(one) for one in (self._notifier.feed_watchdog(), self._write_metrics())]
+        tasks = [
+            asyncio.create_task(one)
+            for one in (self._notifier.feed_watchdog(), self._write_metrics(), self._watch_libvirt())
+        ]
         server = self._serve_metrics()
         try:
             await self._stopping.wait()
             self._notifier.say(STOPPING="1", STATUS=f"waits for {len(self._roster.sessions)} sessions to end")
             await self._drain()
         finally:
-            for task in tasks:
+            for task in (*tasks, *self._adding):
                 task.cancel()
+            await asyncio.gather(*self._adding, return_exceptions=True)
             if server is not None:
                 server.close()
             await self._control.close()
@@ -169,6 +185,30 @@ class _Daemon:
         Front.clear(report)
         if self._metrics is not None:
             self._metrics.count(report)
+        if self._config.libvirt.uri and uuid_of(report):
+            task = asyncio.create_task(self._add_happenings(report))
+            self._adding.add(task)
+            task.add_done_callback(self._adding.discard)
+
+    # --- libvirt -------------------------------------------------------------------------------
+
+    async def _watch_libvirt(self) -> None:
+        if self._config.libvirt.uri:
+            await watch(self._config.libvirt.uri, self._happenings.hear)
+
+    async def _add_happenings(self, report: Mapping[str, Any]) -> None:
+        """What libvirt told of a migration becomes a part of its report; at the daemon's end, what it told so far."""
+        name = report["session"]
+        try:
+            await self._happenings.wait(report, _HAPPENINGS_SECONDS)
+        finally:
+            told = self._happenings.told(report)
+            try:
+                written = self._reports.read(name)
+                if written is not None and told is not None:
+                    self._reports.write(name, {**written, "libvirt": told})
+            except HostError as error:
+                _log.error("%s", error)
 
     # --- signals -------------------------------------------------------------------------------
 
@@ -203,9 +243,9 @@ class _Daemon:
             self._notifier.say(READY="1")
 
     def _take(self, config: Config) -> Config:
-        for what, name in (("runtime", "runtime_directory"), ("state", "state_directory"), ("metrics", "metrics")):
+        for what, key in _FIXED.items():
             if getattr(config, what) != getattr(self._config, what):
-                raise HostError(f"{name} cannot change while the daemon runs: restart it")
+                raise HostError(f"{key} cannot change while the daemon runs: restart it")
         self._config = self._roster.config = config
         self._hooks.learn()
         if self._metrics is not None:
