@@ -23,6 +23,7 @@ LAYERS = (
     ("inspect",),
     ("doctor", "selftest", "relay"),
     ("qmp",),
+    ("cluster",),
     ("daemon",),
     ("cli",),
     ("__main__",),
@@ -33,6 +34,7 @@ RANKS = {layer: rank for rank, line in enumerate(LAYERS) for layer in line}
 PURE = (
     "errors",
     "audit.chain",
+    "cluster.store",
     "layout",
     "wire",
     "svm",
