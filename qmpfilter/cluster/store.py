@@ -76,7 +76,10 @@ class Store(Protocol):
         """The entry, as the last put that returned anywhere left it; None if there is none."""
 
     def entries(self, prefix: str) -> list[Entry]:
-        """All entries whose keys begin with ``prefix/``, sorted by key; of an empty prefix, every entry."""
+        """All entries whose keys begin with ``prefix/``, sorted by key; of an empty prefix, every entry.
+
+        They need not be of the same moment.
+        """
 
     def put(self, key: str, data: bytes, *, unless_changed: str | None) -> Entry:
         """Write an entry if it still is of this revision; None: if there is none yet.
@@ -105,9 +108,9 @@ class Store(Protocol):
     def watch(self, prefix: str, since: str | None, seconds: float) -> Sight:
         """Wait until something below the prefix differs from what it was at a cursor.
 
-        Returns at once if that is so already, at the latest after the seconds. No state is missed: whoever reads after
-        it returned, and watches again from its cursor, hears of everything later. A cursor stays good for ever,
-        also in another process; without one, everything may have changed. A lease that runs out is a change.
+        Returns at once if that is so already, at the latest after the seconds. Nothing is missed: whoever reads after
+        it returned, and watches again from its cursor, hears of everything later. A cursor stays good for ever, also
+        in another process; without one, everything may have changed. A lease that runs out is a change.
         """
 
     def close(self) -> None:
