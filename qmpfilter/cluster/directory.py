@@ -165,12 +165,10 @@ class DirectoryStore:
                 os.close(place)
         except FileNotFoundError as error:
             raise StoreAwayError(
-                f"{self._directory}: no store is there; is it mounted? To begin a new one: touch {self._directory}/store"
+                f"{self._directory}: no store is there. Is it mounted? To begin one: touch {self._directory}/store"
             ) from error
         except OSError as error:
-            raise StoreAwayError(
-                f"{self._directory}: this store is no use: {error.strerror or error}."
-            ) from error
+            raise StoreAwayError(f"{self._directory}: this store is no use: {error.strerror or error}.") from error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[tuple[int, int]]:
@@ -352,7 +350,8 @@ def _replace(place: int, name: str, content: bytes) -> None:
 
 
 def _remove(place: int, name: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    # A directory there is none of the store's.
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
         os.unlink(name, dir_fd=place)
     _sync(place, os.path.dirname(name))
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A cluster's store in etcd 3.4 or newer, over its HTTP gateway.
 
-What a prefix looks like is the number of its keys and the newest revision of one: while both are the same, so is every
-entry, because etcd never gives a revision twice. So a watch asks for these two, every other second: few hundred bytes,
-however large the store is, that no compaction invalidates, and that find out at once that the server is gone. Nothing
-comes over a stream of events when nothing happens, and nothing when the server is cut off.
+What a prefix looks like is the number of its keys and the newest revision of one: while both are the same, so is
+every entry, because etcd never gives a revision twice. So a watch asks for these two, every other second: few hundred
+bytes, however large the store is, that no compaction invalidates, and that find out at once that the server is gone.
+A stream of events is as silent when the server is cut off as when nothing happens.
 """
 
 from __future__ import annotations
