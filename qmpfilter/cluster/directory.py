@@ -132,8 +132,9 @@ class DirectoryStore:
                     counted, looked, cursor = now, time.monotonic(), _cursor(place, prefix)
             if cursor != since:
                 return Sight(True, cursor)
-            rest = late - time.monotonic()
-            if rest <= 0 or self._closed.wait(min(rest, _POLL_SECONDS)):
+            # What comes in the last of these pauses is seen by the next watch.
+            pause = max(0.0, min(late - time.monotonic(), _POLL_SECONDS))
+            if self._closed.wait(pause) or time.monotonic() >= late:
                 return Sight(False, cursor)
 
     def close(self) -> None:

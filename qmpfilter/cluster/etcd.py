@@ -122,8 +122,9 @@ class EtcdStore:
                 cursor = f"{answer['header']['cluster_id']}-{answer.get('count', 0)}-{revision}"
             if cursor != since:
                 return Sight(True, cursor)
-            rest = late - time.monotonic()
-            if rest <= 0 or self._closed.wait(min(rest, _POLL_SECONDS)):
+            # What comes in the last of these pauses is seen by the next watch.
+            pause = max(0.0, min(late - time.monotonic(), _POLL_SECONDS))
+            if self._closed.wait(pause) or time.monotonic() >= late:
                 return Sight(False, cursor)
 
     def close(self) -> None:

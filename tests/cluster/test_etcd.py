@@ -166,8 +166,9 @@ class Odd(BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"no", b"\xff", b"5", b"null", b"[1]", b'{"kvs": 5}', b'{"kvs": [5]}', b'{"kvs": [{}]}', b'{"header": 1}',
-     b'{"kvs": [{"key": "?"}]}', b'{"kvs": [{"key": "", "mod_revision": "x"}]}', b'{"succeeded": true}', b'{"ID": []}'],
+    [b"", b"no", b"\xff", b"5", b"null", b"[1]", b'{"kvs": 5}', b'{"kvs": [5]}', b'{"kvs": [{}]}',
+     b'{"header": 1}', b'{"kvs": [{"key": "?"}]}', b'{"kvs": [{"key": "", "mod_revision": "x"}]}',
+     b'{"succeeded": true}', b'{"ID": []}'],
 )  # fmt: skip
 def test_a_server_of_something_else(answer: bytes) -> None:
     odd = type("Odd", (Odd,), {"answer": answer})
