@@ -195,17 +195,15 @@ def _rings(situation: Situation) -> Iterator[Step]:
             yield Step(who, Mode.OBSERVE, f"{host.name} is in ring {host.ring}, which the rollout does not have")
             continue
         because = f" ({ring.why})" if ring.why else ""
+        stage, why = ring.stage, f"ring {ring.name} is at {ring.stage}"
+        if not ring.canaries.include(host.labels, situation.domain):
+            stage, why = stage_before(stage), f"{why} for canaries alone, and this is none"
         if ring.state is State.ABORTED:
             yield Step(who, Mode.OFF, f"ring {ring.name} is aborted{because}")
-        elif ring.state is State.PAUSED:
-            yield Step(
-                who, min(ring.stage, Mode.OBSERVE, key=FROM_LEAST.index), f"ring {ring.name} is paused{because}"
-            )
-        elif ring.canaries.include(host.labels, situation.domain):
-            yield Step(who, ring.stage, f"ring {ring.name} is at {ring.stage}")
+        elif ring.state is State.PAUSED and stage is not Mode.OFF:
+            yield Step(who, Mode.OBSERVE, f"ring {ring.name} is paused{because}")
         else:
-            canaries = f"ring {ring.name} is at {ring.stage} for canaries alone, and this is none"
-            yield Step(who, stage_before(ring.stage), canaries)
+            yield Step(who, stage, why)
 
 
 def _host_override(situation: Situation) -> Iterator[Step]:
