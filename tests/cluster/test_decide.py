@@ -58,9 +58,7 @@ def situations() -> Iterator[Situation]:
             overrides = {} if held is None else {DOMAIN: held}
             whole = rollout({"one": Mode.NATIVE, "two": Mode.NATIVE}, domains=overrides)
             source, destination = SOURCES[0], DESTINATIONS[1]
-            yield Situation(
-                whole, source, destination, domain, asked=asked, wished=wished, configured=configured
-            )
+            yield Situation(whole, source, destination, domain, asked=asked, wished=wished, configured=configured)
 
 
 def stage(whole: Rollout, end: HostRecord, domain: str | None) -> int:
@@ -71,7 +69,9 @@ def stage(whole: Rollout, end: HostRecord, domain: str | None) -> int:
     stages = [PLACE[one] for one in STAGES]
     place = stages.index(PLACE[ring.stage])
     labelled = any(label in ring.canaries.labels for label in end.labels)
-    chosen = labelled or ring.canaries.percent == 100 or (domain is not None and bucket(domain) < ring.canaries.percent)
+    chosen = (
+        labelled or ring.canaries.percent == 100 or (domain is not None and bucket(domain) < ring.canaries.percent)
+    )
     own = stages[place] if chosen else stages[place - 1 if place else 0]
     return {State.RUNNING: own, State.PAUSED: min(own, stages[place], 1), State.ABORTED: 0}[ring.state]
 
@@ -159,7 +159,9 @@ def test_a_verdict_stops_and_never_changes_the_mode(
 
 
 def test_the_lesser_ring_wins_and_is_named() -> None:
-    decision = decide(Situation(rollout({"one": Mode.ANNEX, "two": Mode.OBSERVE}), SOURCES[0], DESTINATIONS[1], DOMAIN))
+    decision = decide(
+        Situation(rollout({"one": Mode.ANNEX, "two": Mode.OBSERVE}), SOURCES[0], DESTINATIONS[1], DOMAIN)
+    )
     assert (decision.mode, decision.why) == (Mode.OBSERVE, "ring two is at observe")
 
 

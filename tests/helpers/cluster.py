@@ -30,7 +30,9 @@ def facts(*formats: str, kernel: str | None = "6.12.1") -> HostFacts:
     return HostFacts(kernel_release=kernel, kernel=Version.parse(kernel) if kernel else None, formats=formats)
 
 
-def host(name: str, ring: str, *formats: str, ailing: str = "", kernel: str | None = "6.12.1", **more: Any) -> HostRecord:
+def host(
+    name: str, ring: str, *formats: str, ailing: str = "", kernel: str | None = "6.12.1", **more: Any
+) -> HostRecord:
     """A host of a ring."""
     given = {"labels": (), "addresses": (), **more}
     known = facts(*formats, kernel=kernel)
