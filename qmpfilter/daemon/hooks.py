@@ -47,10 +47,13 @@ class Hooks:
     """Answers libvirt's hook.
 
     :param roster: has the sessions, and the configuration
+    :param allowed: the mode that this host's cluster allows for a domain, told its UUID and the mode of its own
+        policy; None if no cluster has a say
     """
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, allowed: Callable[[str, Mode | None], Mode | None]) -> None:
         self._roster = roster
+        self._allowed = allowed
         self._facts: asyncio.Task[HostFacts] | None = None
         # Sessions by the domains that are about to arrive.
         self._announced: dict[str, str] = {}
@@ -196,4 +199,6 @@ class Hooks:
             own = replace(own, mode=Mode.ANNEX)
         policy = self._roster.config.policy
         mode = Mode.ANNEX if policy.mode is Mode.NATIVE else policy.mode
-        return own.applied(replace(policy, mode=mode, facts=facts))
+        wanted = own.applied(replace(policy, mode=mode, facts=facts))
+        allowed = self._allowed(domain.uuid, own.mode)
+        return wanted if allowed is None else replace(wanted, mode=Mode.ANNEX if allowed is Mode.NATIVE else allowed)

@@ -110,7 +110,7 @@ class _Daemon:
         self._reports = Reports(config.state / "sessions")
         self._reports.prune(config.keep)
         self._roster = Roster(config, self._reports, self._ended)
-        self._hooks = Hooks(self._roster)
+        self._hooks = Hooks(self._roster, self._mode_here)
         self._metrics = self._make_metrics()
         self._happenings = Happenings()
         self._adding: set[asyncio.Task[None]] = set()
@@ -182,6 +182,17 @@ class _Daemon:
             asked=subject.asked,
             wished=subject.wished,
         )
+
+    def _mode_here(self, domain: str, wished: Mode | None) -> Mode | None:
+        """What the cluster allows for a domain that arrives here, None without one. Where it comes from is not known,
+        so this host stands for both ends.
+
+        :param wished: the mode of the domain's own policy
+        """
+        if self._member is None:
+            return None
+        decision, _ = self._decide(self._member, _Subject(self._config.cluster.name, domain, None, wished))
+        return decision.mode
 
     # --- metrics -------------------------------------------------------------------------------
 
