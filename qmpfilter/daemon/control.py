@@ -59,6 +59,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -75,6 +76,8 @@ _log: Final = logging.getLogger(__name__)
 _REQUEST_SECONDS: Final = 30.0
 _REST_SECONDS: Final = 2.0
 _OPERATION_SECONDS: Final = 120.0
+# From Python 3.13 on asyncio would remove the socket's path at its end, also one that a service manager listens on.
+_LEAVES_PATH: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 _UCRED: Final = struct.Struct("3i")  # unix(7): pid, uid, gid
 
 
@@ -179,7 +182,7 @@ class Control:
         :raises HostError: somebody else does, or the path cannot be used
         """
         listener = self._listener or self._address.listen()
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MOST)
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MOST, **_LEAVES_PATH)
 
     async def close(self) -> None:
         """Answer nobody any more."""

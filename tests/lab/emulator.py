@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TextIO
 from .hosts import Host, HostImage, Rootfs
 from .inhost import agent
 
-BOOT_SECONDS = 180.0
+BOOT_SECONDS = 400.0
 TOOL_SECONDS = 60.0
 MEMORY_MIB = 1500
 LOG_LINES = 40
@@ -60,7 +60,11 @@ class EmulatedHost:
     The emulator is QEMU without KVM, whose TCG emulates SVM with nested paging; it comes from a host's root
     directory, because older ones crash the guests.  One virtual CPU: with more, kernels trip over the patching
     of their own code.
+
+    :cvar init: process 1, and what more the kernel is told
     """
+
+    init = "/lab-init"
 
     def __init__(self, image: HostImage, emulator: Rootfs) -> None:
         self.host: Host = image.host
@@ -168,7 +172,7 @@ class EmulatedHost:
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-machine", "q35", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt,+vgif", "-smp", "1", "-m", str(MEMORY_MIB)),
             *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
-            *("-append", f"console=ttyS0 quiet root=/dev/vda rw init=/lab-init net.ifnames=0 {ON_NMI}"),
+            *("-append", f"console=ttyS0 quiet root=/dev/vda rw net.ifnames=0 {ON_NMI} init={self.init}"),
             *("-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe"),
             *("-serial", f"file:{self._serial}"),
             *("-chardev", f"socket,id=port,fd={port}", "-device", "virtio-serial-pci"),
