@@ -18,9 +18,9 @@ from qmpfilter.cluster.counts import Counts, Sum
 from qmpfilter.cluster.rollout import Rollout, State, Thresholds
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import Mode
-from tests.helpers.cluster import ANNEX, DOMAIN, a_board, facts, rollout
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.migration import PART, SHUT_OK, STREAM, Ends, asked
+from tests.helpers.rollout import ANNEX, DOMAIN, a_board, facts, rollout
 
 NAMES = ("a", "b", "c")
 
@@ -145,7 +145,7 @@ def test_off_for_all_reaches_all_and_on_undoes_no_operators_off(
     assert "everything passes as it is: 3 of 3 hosts say so" in capsys.readouterr().out
     assert all(switch.exists() for switch in switches)
     assert cluster.explain(cluster.a, "b") == "off"
-    with pytest.raises(PolicyError, match="all hosts were switched off by .*: 'qmpfilter on --all' ends that"):
+    with pytest.raises(PolicyError, match=r"all hosts were switched off by .*: 'qmpfilter on --all' ends that"):
         cluster.a.ask("on")
     # What is removed by hand comes back.
     switches[0].unlink()

@@ -36,8 +36,8 @@ def test_the_clusters_comes_and_goes(path: Path) -> None:
 THROWN: dict[str, Callable[[Path], None]] = {
     "touch": lambda path: path.touch(),
     "the command": lambda path: KillSwitch(path).take(),
-    "a text": lambda path: path.write_text("maintenance\n") and None,
-    "a copy": lambda path: os.utime(path) if path.exists() else path.touch(),
+    "a truncation": lambda path: os.truncate(path, 0) if path.exists() else path.touch(),
+    "a new time": lambda path: os.utime(path) if path.exists() else path.touch(),
 }
 
 
