@@ -49,8 +49,14 @@ _COMMANDS: Final = (
     "reload",
     "off",
     "on",
+    "rollout",
+    "hosts",
+    "explain",
 )
-_MODULES: Final = dict.fromkeys(("status", "sessions", "show", "start", "stop", "reload", "off", "on"), "control")
+_MODULES: Final = {
+    **dict.fromkeys(("status", "sessions", "show", "start", "stop", "reload", "off", "on"), "control"),
+    "hosts": "cluster",
+}
 
 
 class _Commands(click.Group):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from qmpfilter.daemon.config import Audit, Config, Expose, Keep, load
+from qmpfilter.cluster.address import Access
+from qmpfilter.daemon.config import Audit, Cluster, Config, Expose, Keep, load
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode
 from qmpfilter.relay.limits import Waits
@@ -40,12 +41,16 @@ def test_the_example_shows_every_default(tmp_path: Path) -> None:
     defaults = load(write(tmp_path, ""))
     # What is off by default is shown with a value that makes sense.
     assert shown.metrics.wanted
-    assert replace(shown, metrics=Expose()) == defaults
+    assert shown.cluster.wanted
+    assert (shown.cluster.lease, shown.cluster.stale) == (Cluster().lease, Cluster().stale)
+    assert replace(shown, metrics=Expose(), cluster=Cluster(), mode_named=None) == defaults
     assert (defaults.waits, defaults.keep, defaults.policy) == (Waits(), Keep(), Config().policy)
     flat = tomllib.loads(text)
     tables = {"deadlines": Waits, "reports": Keep, "audit": Audit, "metrics": Expose}
-    assert len(flat) == 10 + len(tables)
+    assert len(flat) == 10 + len(tables) + 1
     assert {name: len(flat[name]) for name in tables} == {name: len(fields(kind)) for name, kind in tables.items()}
+    of_cluster = {one.name for kind in (Cluster, Access) for one in fields(kind)} - {"access", "seconds"}
+    assert flat["cluster"].keys() == of_cluster
 
 
 def test_every_value(tmp_path: Path) -> None:
