@@ -15,7 +15,7 @@ from qmpfilter.cli.main import main
 from qmpfilter.cluster.board import Board
 from qmpfilter.cluster.host import HostRecord, Seen
 from qmpfilter.filter.policy import Mode
-from tests.helpers.rollout import ANNEX, DOMAIN, NATIVE, a_board, host, tally
+from tests.helpers.cluster import ANNEX, DOMAIN, NATIVE, a_board, host, tally
 
 Call = Callable[..., tuple[int, str]]
 

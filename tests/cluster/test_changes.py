@@ -25,7 +25,7 @@ from qmpfilter.cluster.rollout import STAGES, Canaries, Ring, Rollout, State, Th
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import Mode
 from qmpfilter.relay.session import STOPPED, Outcome
-from tests.helpers.rollout import BY, DOMAIN, rollout
+from tests.helpers.cluster import BY, DOMAIN, rollout
 
 NOTHING: Totals = {}
 TWO = rollout({"one": Mode.OBSERVE, "two": Mode.OBSERVE}, thresholds=Thresholds(3, 1, 1))

@@ -17,7 +17,7 @@ from qmpfilter.cluster.host import HostRecord, Seen
 from qmpfilter.cluster.rollout import STAGES, Canaries, Change, Ring, Rollout, State, Switch, Thresholds, bucket
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Mode
-from tests.helpers.rollout import BY, DOMAIN, NATIVE, host
+from tests.helpers.cluster import BY, DOMAIN, NATIVE, host
 
 COUNTS = some.builds(Counts, *[some.integers(0, 1 << 40)] * 4)
 BY_MODE = some.dictionaries(some.sampled_from(Mode), COUNTS)

@@ -18,9 +18,9 @@ from qmpfilter.cluster.counts import Counts, Sum
 from qmpfilter.cluster.rollout import Rollout, State, Thresholds
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import Mode
+from tests.helpers.cluster import ANNEX, DOMAIN, a_board, facts, rollout
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.migration import PART, SHUT_OK, STREAM, Ends, asked
-from tests.helpers.rollout import ANNEX, DOMAIN, a_board, facts, rollout
 
 NAMES = ("a", "b", "c")
 

@@ -14,7 +14,7 @@ from qmpfilter.cluster.rollout import Switch
 from qmpfilter.daemon.known import Known, KnownFile
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Mode
-from tests.helpers.rollout import ANNEX, host, rollout
+from tests.helpers.cluster import ANNEX, host, rollout
 
 HOSTS = [host("a", "one", *ANNEX, addresses=("10.0.0.1", "x")), host("b", "one", addresses=("10.0.0.2", "x"))]
 KNOWN = Known(rollout({"one": Mode.ANNEX}), Switch("me", "now"), {one.name: one for one in HOSTS}, "no reason")
