@@ -4,7 +4,8 @@
 What a prefix looks like is the number of its keys and the newest revision of one: while both are the same, so is
 every entry, because etcd never gives a revision twice. So a watch asks for these two, every other second: few hundred
 bytes, however large the store is, that no compaction invalidates, and that find out at once that the server is gone.
-A stream of events is as silent when the server is cut off as when nothing happens.
+A stream of events is as silent when the server is cut off as when nothing happens. Opened anew often enough to tell,
+every 5 s, it costs etcd 3.4 as much: 5.5 ms of processor each time over TLS, asking 2.3 ms.
 """
 
 from __future__ import annotations

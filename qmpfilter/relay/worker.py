@@ -41,7 +41,7 @@ from qmpfilter.relay.order import Order
 from qmpfilter.relay.records import write_records
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json
-from qmpfilter.relay.session import Outcome, Phase
+from qmpfilter.relay.session import STOPPED, Outcome, Phase
 from qmpfilter.saveimage.outfile import OutputFile
 
 __all__ = ["MOST_SOCKETS", "Line", "Worker", "serve"]
@@ -243,7 +243,7 @@ class Worker:
 
     def stop(self) -> None:
         """The operator asks for the end."""
-        self.relay.stop(HostError("the operator stopped it"))
+        self.relay.stop(HostError(STOPPED))
 
     def make_gate(self, policy: Policy, is_off: Callable[[], bool], memory: Memory | None) -> Gate:
         """A gate whose commit point is in the journal before it passes."""
