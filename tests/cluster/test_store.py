@@ -16,7 +16,7 @@ from qmpfilter.cluster import directory, etcd
 from qmpfilter.cluster.address import Access, open_store
 from qmpfilter.cluster.store import LARGEST_DATA, LONGEST_KEY, Entry, Store
 from qmpfilter.errors import ChangedError, HostError, StoreAwayError
-from tests.helpers.cluster import count_up, count_up_at
+from tests.helpers.counting import count_up, count_up_at
 from tests.helpers.etcd import Certificates, Etcd
 from tests.lab.inhost.waiting import wait_until
 
