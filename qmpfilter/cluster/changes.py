@@ -220,10 +220,10 @@ def too_many(rollout: Rollout, ring: Ring, totals: Totals) -> str:
     limits = rollout.thresholds
     said = []
     if failures > limits.most_failures:
-        said.append(f"{failures} migrations failed or are in doubt, and {limits.most_failures} may")
+        said.append(f"failed or in doubt: {failures}, allowed: {limits.most_failures}")
     if vetoed > limits.most_vetoes:
-        said.append(f"{vetoed} migrations were vetoed, and {limits.most_vetoes} may be")
-    return " and ".join(said)
+        said.append(f"vetoed: {vetoed}, allowed: {limits.most_vetoes}")
+    return ", ".join(said)
 
 
 def obstacles(rollout: Rollout, ring: Ring, totals: Totals) -> Iterator[str]:
@@ -247,7 +247,7 @@ def obstacles(rollout: Rollout, ring: Ring, totals: Totals) -> Iterator[str]:
     done = seen.get(ring.stage, Counts()).migrations
     # What is off is seen by nobody.
     if ring.stage is not Mode.OFF and done < rollout.thresholds.least_migrations:
-        yield f"{done} of {rollout.thresholds.least_migrations} migrations are done"
+        yield f"{done} of {rollout.thresholds.least_migrations} migrations are done at this stage"
     if why := too_many(rollout, ring, totals):
         yield why
 

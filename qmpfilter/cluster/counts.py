@@ -15,7 +15,7 @@ from typing import Any, Final
 from qmpfilter.cluster.form import Fields, dumped
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Mode
-from qmpfilter.relay.session import Outcome
+from qmpfilter.relay.session import STOPPED, Outcome
 
 __all__ = [
     "ByMode",
@@ -72,7 +72,7 @@ ByMode = Mapping[Mode, Counts]
 Totals = Mapping[str, ByMode]
 """By ring."""
 
-# What the source ended itself says nothing of a stage.
+# What was ended by hand, at the source or here, says nothing of a stage.
 _COUNTED: Final = {
     Outcome.COMPLETED: Counts(migrations=1),
     Outcome.SENT: Counts(migrations=1),
@@ -90,7 +90,8 @@ def counted(report: Mapping[str, Any]) -> tuple[Mode, Counts] | None:
         mode = Mode.OFF if report.get("switched_off") else Mode(report["mode"])
     except (KeyError, ValueError):
         return None
-    return (mode, _COUNTED[outcome]) if outcome in _COUNTED else None
+    by_hand = outcome is Outcome.FAILED and STOPPED in str(report.get("reason", ""))
+    return (mode, _COUNTED[outcome]) if outcome in _COUNTED and not by_hand else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ _log: Final = logging.getLogger(__name__)
 # The kill switch has to be everywhere within 5 s, also where a watch says nothing.
 _WATCH_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = 1.0
+_HANGS_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 600.0
 _BEATS: Final = 3
 """Signs of life for each lease."""
@@ -196,7 +197,9 @@ class Member:
         age = self.age
         if math.isinf(age):
             return "the cluster's store was never reached"
-        if age > self._settings.stale:
+        # A thread that hangs in a call hears of nothing either.
+        late = self._settings.stale if self._away else self._settings.stale + _HANGS_SECONDS
+        if age > late:
             return (
                 f"the cluster's store is away for {age:.0f} s, and the configuration allows {self._settings.stale:g}"
             )

@@ -40,7 +40,7 @@ from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.order import Order
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json
-from qmpfilter.relay.session import Phase
+from qmpfilter.relay.session import STOPPED, Phase
 from qmpfilter.saveimage.outfile import OutputFile
 
 __all__ = ["MOST_SOCKETS", "Line", "Worker", "serve"]
@@ -242,7 +242,7 @@ class Worker:
 
     def stop(self) -> None:
         """The operator asks for the end."""
-        self.relay.stop(HostError("the operator stopped it"))
+        self.relay.stop(HostError(STOPPED))
 
     def make_gate(self, policy: Policy, is_off: Callable[[], bool], memory: Memory | None) -> Gate:
         """A gate whose commit point is in the journal before it passes."""

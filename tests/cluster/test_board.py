@@ -19,7 +19,7 @@ from qmpfilter.cluster.host import Seen
 from qmpfilter.cluster.rollout import Rollout, State, Thresholds
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import Mode
-from tests.helpers.cluster import ANNEX, BY, a_board, host, rollout, tally
+from tests.helpers.rollout import ANNEX, BY, a_board, host, rollout, tally
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from qmpfilter.cluster.counts import Counts, Sum, Tally, Totals, counted, summed
 from qmpfilter.cluster.rollout import STAGES, Canaries, Ring, Rollout, State, Thresholds
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import Mode
-from qmpfilter.relay.session import Outcome
-from tests.helpers.cluster import BY, DOMAIN, rollout
+from qmpfilter.relay.session import STOPPED, Outcome
+from tests.helpers.rollout import BY, DOMAIN, rollout
 
 NOTHING: Totals = {}
 TWO = rollout({"one": Mode.OBSERVE, "two": Mode.OBSERVE}, thresholds=Thresholds(3, 1, 1))
@@ -62,11 +62,11 @@ def test_a_rollout_is_begun_again_only_when_all_of_it_is_aborted() -> None:
 @pytest.mark.parametrize(
     ("totals", "said"),
     [
-        (NOTHING, "0 of 3 migrations are done"),
+        (NOTHING, "0 of 3 migrations are done at this stage"),
         (seen(migrations=2), "2 of 3 migrations are done"),
-        (seen(Mode.OFF, migrations=9), "0 of 3 migrations are done"),
-        (seen(migrations=9, failed=1, in_doubt=1), "2 migrations failed or are in doubt, and 1 may"),
-        (seen(migrations=9, vetoed=2), "2 migrations were vetoed, and 1 may be"),
+        (seen(Mode.OFF, migrations=9), "0 of 3 migrations are done at this stage"),
+        (seen(migrations=9, failed=1, in_doubt=1), "failed or in doubt: 2, allowed: 1"),
+        (seen(migrations=9, vetoed=2), "vetoed: 2, allowed: 1"),
     ],
 )
 def test_what_a_ring_saw_stands_against_its_next_stage(totals: Totals, said: str) -> None:
@@ -79,7 +79,7 @@ def test_enough_migrations_let_it_go_on() -> None:
     further = promote(TWO, "one", totals, BY)
     assert further.ring("one").stage is Mode.ANNEX
     # What was counted for the stage before does not count for this one.
-    assert list(obstacles(further, further.ring("one"), totals)) == ["0 of 3 migrations are done"]
+    assert list(obstacles(further, further.ring("one"), totals)) == ["0 of 3 migrations are done at this stage"]
 
 
 @pytest.mark.parametrize(
@@ -221,8 +221,16 @@ def test_what_a_report_counts(outcome: Outcome, counts: Counts | None) -> None:
     assert len(Outcome) == 7
 
 
-@pytest.mark.parametrize("report", [{}, {"outcome": "completed"}, {"outcome": "x", "mode": "annex"}])
-def test_a_report_of_another_version_counts_nothing(report: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "report",
+    [
+        {},
+        {"outcome": "completed"},
+        {"outcome": "x", "mode": "annex"},
+        {"outcome": "failed", "mode": "annex", "reason": STOPPED},
+    ],
+)
+def test_what_was_stopped_by_hand_or_is_of_another_version_counts_nothing(report: dict[str, str]) -> None:
     assert counted(report) is None
 
 

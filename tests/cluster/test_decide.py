@@ -15,7 +15,7 @@ from qmpfilter.cluster.host import HostRecord
 from qmpfilter.cluster.rollout import STAGES, Canaries, Ring, Rollout, State, bucket
 from qmpfilter.filter.policy import Enforcement, Mode
 from qmpfilter.verdict.judge import Outcome
-from tests.helpers.cluster import ANNEX, DOMAIN, NATIVE, host, rollout
+from tests.helpers.rollout import ANNEX, DOMAIN, NATIVE, host, rollout
 
 GUIDE = Path(__file__).parent.parent.parent / "examples" / "rollout" / "README.md"
 PLACE = {mode: place for place, mode in enumerate(FROM_LEAST)}

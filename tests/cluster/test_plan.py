@@ -11,7 +11,7 @@ from qmpfilter.cluster.decide import Situation, decide
 from qmpfilter.cluster.plan import plan, without_ring
 from qmpfilter.cluster.rollout import Canaries, Ring, Rollout, State, Thresholds
 from qmpfilter.filter.policy import Mode
-from tests.helpers.cluster import ANNEX, BY, DOMAIN, NATIVE, host, rollout
+from tests.helpers.rollout import ANNEX, BY, DOMAIN, NATIVE, host, rollout
 
 HOSTS = (
     host("a", "one", *ANNEX),

@@ -17,7 +17,7 @@ from qmpfilter.cluster.host import HostRecord, Seen
 from qmpfilter.cluster.rollout import STAGES, Canaries, Change, Ring, Rollout, State, Switch, Thresholds, bucket
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Mode
-from tests.helpers.cluster import BY, DOMAIN, NATIVE, host
+from tests.helpers.rollout import BY, DOMAIN, NATIVE, host
 
 COUNTS = some.builds(Counts, *[some.integers(0, 1 << 40)] * 4)
 BY_MODE = some.dictionaries(some.sampled_from(Mode), COUNTS)
@@ -74,7 +74,7 @@ def test_records_come_back(data: bytes, read: Callable[[str, bytes], Any]) -> No
 
 @pytest.mark.parametrize(("data", "read"), RECORDS.values(), ids=RECORDS)
 def test_an_unknown_key_is_named(data: bytes, read: Callable[[str, bytes], Any]) -> None:
-    with pytest.raises(HostError, match="^the place: not understood: stop_all$"):
+    with pytest.raises(HostError, match=r"^the place: not understood: stop_all$"):
         read("the place", json.dumps({**json.loads(data), "stop_all": True}).encode())
 
 
@@ -91,22 +91,22 @@ def test_this_version_and_the_one_before_are_read(data: bytes, read: Callable[[s
     whole = json.loads(data)
     for version in (VERSION - 1, VERSION):
         read("r", json.dumps({**whole, "version": version}).encode())
-    for version in (VERSION + 1, VERSION - 2, "1", None, True):
-        with pytest.raises(HostError, match="^r: "):
-            read("r", json.dumps({**whole, "version": version}).encode())
+    for other in (VERSION + 1, VERSION - 2, "1", None, True):
+        with pytest.raises(HostError, match=r"^r: "):
+            read("r", json.dumps({**whole, "version": other}).encode())
 
 
 @pytest.mark.parametrize(("data", "read"), RECORDS.values(), ids=RECORDS)
 def test_half_a_record_is_none(data: bytes, read: Callable[[str, bytes], Any]) -> None:
     for length in range(0, len(data), 7):
-        with pytest.raises(HostError, match="^r: "):
+        with pytest.raises(HostError, match=r"^r: "):
             read("r", data[:length])
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"[]", b"null", b"1", b'"x"', b"[" * 100_000])
 @pytest.mark.parametrize("read", [read for _, read in RECORDS.values()], ids=RECORDS)
 def test_what_is_no_record(data: bytes, read: Callable[[str, bytes], Any]) -> None:
-    with pytest.raises(HostError, match="^r: "):
+    with pytest.raises(HostError, match=r"^r: "):
         read("r", data)
 
 

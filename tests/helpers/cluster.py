@@ -1,56 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hosts, rings and rollouts that are made up."""
+"""What works on a cluster's store from several threads or processes at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Final
+from qmpfilter.cluster.address import Access, open_store
+from qmpfilter.cluster.store import Store
+from qmpfilter.errors import ChangedError
 
-from qmpfilter.cluster.board import Board
-from qmpfilter.cluster.changes import By
-from qmpfilter.cluster.counts import Counts, Tally
-from qmpfilter.cluster.directory import DirectoryStore
-from qmpfilter.cluster.host import HostRecord
-from qmpfilter.cluster.rollout import Ring, Rollout
-from qmpfilter.filter.policy import Mode
-from qmpfilter.verdict.facts import HostFacts
-from qmpfilter.verdict.version import Version
-
-__all__ = ["ANNEX", "BY", "DOMAIN", "NATIVE", "a_board", "facts", "host", "rollout", "tally"]
-
-BY: Final = By("an operator", "2026-01-02T03:04:05+00:00")
-DOMAIN: Final = "0f0e0d0c-0b0a-4908-8706-050403020100"
-ANNEX: Final = ("legacy", "annex")
-NATIVE: Final = ("legacy", "annex", "svm2")
+__all__ = ["count_up", "count_up_at"]
 
 
-def facts(*formats: str, kernel: str | None = "6.12.1") -> HostFacts:
-    """What is known of a host that takes these formats."""
-    return HostFacts(kernel_release=kernel, kernel=Version.parse(kernel) if kernel else None, formats=formats)
+def count_up(store: Store, key: str, times: int) -> None:
+    """Add one to a number, so many times, with others that do the same."""
+    while times:
+        found = store.get(key)
+        number = int(found.data) if found else 0
+        try:
+            store.put(key, b"%d" % (number + 1), unless_changed=found.revision if found else None)
+        except ChangedError:
+            continue
+        times -= 1
 
 
-def host(
-    name: str, ring: str, *formats: str, ailing: str = "", kernel: str | None = "6.12.1", **more: Any
-) -> HostRecord:
-    """A host of a ring."""
-    given = {"labels": (), "addresses": (), **more}
-    known = facts(*formats, kernel=kernel)
-    return HostRecord(name, ring, qmpfilter="0.1.0", libvirt="9.0.0", facts=known, ailing=ailing, when=BY.at, **given)
-
-
-def rollout(stages: Mapping[str, Mode], **more: Any) -> Rollout:
-    """One whose rings run at these stages."""
-    return Rollout(1, tuple(Ring(name, stage) for name, stage in stages.items()), **more)
-
-
-def tally(ring: str, mode: Mode, **counts: int) -> Tally:
-    """What one host counted."""
-    return Tally({ring: {mode: Counts(**counts)}})
-
-
-def a_board(directory: Path, seconds: float = 20.0) -> Board:
-    """The records in a directory, which is made if it is not there."""
-    directory.mkdir(exist_ok=True)
-    (directory / "store").touch()
-    return Board(DirectoryStore(directory, seconds))
+def count_up_at(address: str, access: Access, key: str, times: int) -> None:
+    """The same in a process of its own."""
+    count_up(open_store(address, access), key, times)
