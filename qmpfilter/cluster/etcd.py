@@ -33,6 +33,9 @@ from qmpfilter.errors import ChangedError, HostError, StoreAwayError
 __all__ = ["EtcdStore"]
 
 _POLL_SECONDS: Final = 2.0
+_AGAIN_SECONDS: Final = 0.1
+# A timeout of nothing is none.
+_LEAST_SECONDS: Final = 0.01
 
 _API: Final = "/v3/"
 # Codes of gRPC, which the gateway gives next to those of HTTP.
@@ -200,16 +203,10 @@ class EtcdStore:
         why: list[str] = []
         for left in range(len(self._endpoints), 0, -1):
             endpoint = self._endpoints[self._current]
-            client = Etcd3Client(
-                endpoint.host,
-                endpoint.port,
-                self._protocol,
-                timeout=max(0.01, (late - time.monotonic()) / left),
-                api_path=_API,
-                session=self._session,
-            )
+            client = Etcd3Client(endpoint.host, endpoint.port, self._protocol, api_path=_API, session=self._session)
+            now = time.monotonic()
             try:
-                return self._let_in(client, path, body)
+                return self._let_in(client, path, body, now + max(_LEAST_SECONDS, (late - now) / left))
             except (ConnectionFailedError, ConnectionTimeoutError, OSError) as error:
                 why.append(f"{endpoint}: {_why(error)}")
                 self._current = (self._current + 1) % len(self._endpoints)
@@ -217,20 +214,27 @@ class EtcdStore:
                     break
         raise StoreAwayError(f"The etcd server does not answer: {'; '.join(why)}.")
 
-    def _let_in(self, client: Etcd3Client, path: str, body: Mapping[str, object]) -> Mapping[str, Any]:
-        try:
-            return self._posted(client, path, body)
-        except _Refused as refused:
-            over = refused.code == _UNAUTHENTICATED or any(text in str(refused) for text in _TOKEN_OVER)
-            if not over or self._access.user is None:
-                raise
-        # A token is short-lived, and gone when the server was started again.
-        token = self._posted(client, "auth/authenticate", {"name": self._access.user, "password": self._password()})
-        with self._understood():
-            self._session.headers["Authorization"] = str(token["token"])
-        return self._posted(client, path, body)
+    def _let_in(self, client: Etcd3Client, path: str, body: Mapping[str, object], late: float) -> Mapping[str, Any]:
+        tried = False
+        while True:
+            try:
+                return self._posted(client, path, body, late)
+            except _Refused as refused:
+                over = refused.code == _UNAUTHENTICATED or any(text in str(refused) for text in _TOKEN_OVER)
+                if not over or self._access.user is None or time.monotonic() >= late:
+                    raise
+            if tried:
+                # A server that has just been started refuses new tokens too, for a moment.
+                time.sleep(_AGAIN_SECONDS)
+            tried = True
+            # A token is short-lived, and gone when the server was started again.
+            who = {"name": self._access.user, "password": self._password()}
+            answer = self._posted(client, "auth/authenticate", who, late)
+            with self._understood():
+                self._session.headers["Authorization"] = str(answer["token"])
 
-    def _posted(self, client: Etcd3Client, path: str, body: Mapping[str, object]) -> Mapping[str, Any]:
+    def _posted(self, client: Etcd3Client, path: str, body: Mapping[str, object], late: float) -> Mapping[str, Any]:
+        client.timeout = max(_LEAST_SECONDS, late - time.monotonic())
         try:
             with self._understood():
                 return dict(client.post(client.get_url(path), json=body))

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import requests
+
 from qmpfilter.cluster.address import Access
 from tests.lab.inhost.waiting import wait_until
 
@@ -115,6 +117,15 @@ class Etcd:
         assert self._process is not None
         used = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+
+    def metrics(self) -> dict[str, float]:
+        """What it counts, by name with labels."""
+        with requests.Session() as session:
+            session.trust_env = False
+            session.verify, session.cert = str(self._certificates.ca), str(self._certificates.client)
+            lines = session.get(f"https://{HOST}:{self.port}/metrics", timeout=SECONDS).text.splitlines()
+        rows = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+        return {name: float(value) for name, _, value in rows}
 
     def log(self) -> str:
         return (self._directory / "log").read_text(errors="replace")
