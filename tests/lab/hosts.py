@@ -59,7 +59,7 @@ class Host:
 
 OLD = Host("old", ("bookworm",), "6.1.", "7.2.", "9.0.")
 MID = Host("mid", ("trixie",), "6.12.", "10.0.", "11.3.")
-NEW = Host("new", ("trixie", "trixie-backports"), "7.3.", "11.1.", "11.3.")
+NEW = Host("new", ("trixie", "trixie-backports"), "7.3.", "11.1.", "12.9.")
 HOSTS = {host.name: host for host in (OLD, MID, NEW)}
 
 
