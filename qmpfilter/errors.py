@@ -12,6 +12,7 @@
     │   ├── RecordError       an svm2 record is damaged or stands in the wrong page
     │   ├── RefusedError      nested state that is contradictory, or that no kernel loads as it is
     │   ├── UnsupportedError  legal, but nothing that can be read here (TLS, COLO, RDMA ...)
+    │   ├── WithdrawnError    a filter before this one stopped the migration, and says why
     │   └── ImageError        the libvirt save image around the stream
     ├── PolicyError           what the operator asked for forbids it
     ├── HostError             this machine, its tools, or how the command was called
@@ -40,6 +41,7 @@ __all__ = [
     "StreamError",
     "TruncatedError",
     "UnsupportedError",
+    "WithdrawnError",
 ]
 
 _SHOWN_BYTES = 24
@@ -101,6 +103,13 @@ class RefusedError(StreamError):
 
 class UnsupportedError(StreamError):
     """Legal bytes of a kind that cannot be filtered; the message says what to do instead."""
+
+
+class WithdrawnError(StreamError):
+    """A filter before this one has stopped the migration; `found` is its reason."""
+
+    def __str__(self) -> str:
+        return self.found
 
 
 class ImageError(StreamError):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 #: From the bottom up; a layer imports from lower lines only, neighbours on a line not from each other.
 LAYERS = (
-    ("errors",),
+    ("errors", "printable"),
     ("layout", "audit"),
     ("wire",),
     ("saveimage", "svm", "kvm"),
@@ -23,7 +23,7 @@ LAYERS = (
     ("inspect",),
     ("doctor", "selftest", "relay"),
     ("qmp",),
-    ("daemon",),
+    ("daemon", "report"),
     ("cli",),
     ("__main__",),
 )
@@ -34,6 +34,8 @@ PURE = (
     "errors",
     "audit.chain",
     "layout",
+    "printable",
+    "report",
     "wire",
     "svm",
     "verdict",

@@ -76,7 +76,14 @@ def verify(directory: Path, last: str | None) -> int:
 
 @audit.command()
 @click.option("--since", type=click.DateTime(), help="Only records of that time (UTC) or later.")
-@click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["jsonl", "csv"]),
+    default="jsonl",
+    show_default=True,
+    help="JSON lines, which have all of a record, or a table.",
+)
 @_of_directory
 def export(directory: Path, since: datetime | None, form: str) -> int:
     """Print the records, the oldest first; what is no record is left out, as 'verify' tells.

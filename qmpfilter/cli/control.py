@@ -87,7 +87,7 @@ def sessions(path: Path, as_json: bool, limit: int) -> None:
 @click.argument("session", metavar="ID")
 @_asking
 def show(session: str, path: Path, as_json: bool) -> None:
-    """Tell all about one migration: its report, or how far it is.
+    """Tell all about the migration ID: its report, or how far it is.
 
     Exit status: 0 it is told; 2 a bug of qmpfilter; 3 there is none, the daemon does not answer, or wrong usage.
     """
@@ -159,7 +159,7 @@ def start(
 @click.argument("session", metavar="ID")
 @_asking
 def stop(session: str, path: Path, as_json: bool) -> None:
-    """Ask a migration to end: before the commit point the guest stays at the source, after it nothing changes.
+    """Ask the migration ID to end: before the commit point the guest stays at the source, after it nothing changes.
 
     Exit status: 0 it was asked; 2 a bug of qmpfilter; 3 it does not run, the daemon does not answer, or wrong usage.
     """

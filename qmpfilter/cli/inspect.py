@@ -44,8 +44,10 @@ def inspect(path: str, as_json: bool, vcpus: tuple[int, ...], sections: bool, du
     FILE is a raw stream, a libvirt save image, or the recorded main channel of a multifd or postcopy
     migration, plain or compressed with gzip, bzip2, xz, zstd or lzop; - is standard input.
 
-    What was read before an error is shown, then the error. Exit status: 0 fine, 1 the stream is
-    damaged, cut or of an unsupported kind, 2 a bug of qmpfilter, 3 wrong usage or a problem of this host.
+    What was read before an error is shown, then the error.
+
+    Exit status: 0 fine; 1 the stream is damaged, cut or of an unsupported kind; 2 a bug of qmpfilter; 3 wrong usage
+    or a problem of this host.
     """  # fmt: skip
     if as_json and (sections or dumps or vcpus):
         raise click.UsageError("--json prints everything: it goes with none of --vcpu, --sections and --hex")

@@ -10,16 +10,18 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from itertools import chain
 from typing import Final
 
 import click
 
 from qmpfilter import __version__
 from qmpfilter.errors import BugError, HostError, QmpfilterError, StreamError
+from qmpfilter.printable import printable
 
-__all__ = ["EXIT_BUG", "EXIT_FINE", "EXIT_HOST", "EXIT_STREAM", "cli", "main"]
+__all__ = ["EXIT_BUG", "EXIT_FINE", "EXIT_HOST", "EXIT_STREAM", "GROUPS", "cli", "main"]
 
 EXIT_FINE: Final = 0
 EXIT_STREAM: Final = 1
@@ -30,26 +32,15 @@ _EXIT_INTERRUPTED: Final = 130
 
 # Each in the module of this package that has its name, or that is named below, loaded only when it is called: what
 # one of them needs, another's host may lack.
-_COMMANDS: Final = (
-    "inspect",
-    "convert",
-    "verdict",
-    "relay",
-    "migrate",
-    "pipe",
-    "doctor",
-    "selftest",
-    "run",
-    "status",
-    "sessions",
-    "show",
-    "start",
-    "stop",
-    "audit",
-    "reload",
-    "off",
-    "on",
-)
+GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
+    "streams": ("inspect", "convert", "verdict"),
+    "one migration": ("relay", "migrate", "pipe"),
+    "this host": ("doctor", "selftest"),
+    "the daemon": ("run", "status", "reload", "off", "on"),
+    "its sessions": ("start", "stop", "sessions", "show"),
+    "records": ("report", "audit"),
+}
+_COMMANDS: Final = tuple(chain.from_iterable(GROUPS.values()))
 _MODULES: Final = dict.fromkeys(("status", "sessions", "show", "start", "stop", "reload", "off", "on"), "control")
 
 
@@ -65,8 +56,19 @@ class _Commands(click.Group):
         command: click.Command = getattr(import_module(f"qmpfilter.cli.{_MODULES.get(name, name)}"), name)
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """By their names, so that all of them fit a screen; nothing is loaded for it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(group, ", ".join(names)) for group, names in GROUPS.items()])
 
-@click.group(cls=_Commands, no_args_is_help=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+@click.group(
+    cls=_Commands,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit status: 0 fine; 1 the stream; 2 a bug of qmpfilter; 3 this host, or wrong usage. "
+    "'qmpfilter COMMAND --help' tells what more a command has.",
+)
 @click.version_option(__version__, prog_name="qmpfilter")
 def cli() -> None:
     """Live migration of AMD virtual machines that run virtual machines."""
@@ -96,9 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(message: str, status: int) -> int:
     # One line, and nothing that a terminal would obey: a message may quote a file's name.
-    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
     if sys.stderr is not None:
-        print(f"qmpfilter: {shown}", file=sys.stderr)
+        print(f"qmpfilter: {printable(message)}", file=sys.stderr)
     return status
 
 

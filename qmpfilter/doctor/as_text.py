@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from qmpfilter.doctor.checks import Answer, Level
+from qmpfilter.printable import printable
 
 __all__ = ["render"]
 
@@ -32,7 +33,7 @@ def render(answers: Sequence[Answer], *, colour: bool) -> str:
 def _line(answer: Answer, width: int, colour: bool) -> str:
     level = f"{_COLOURS[answer.level]}{answer.level}{_PLAIN}" if colour else answer.level
     hint = f" ({answer.hint})" if answer.hint else ""
-    return _printable(f"{answer.subject:>{_SUBJECT}}: Checking {answer.title:<{width}}: ") + level + _printable(hint)
+    return printable(f"{answer.subject:>{_SUBJECT}}: Checking {answer.title:<{width}}: ") + level + printable(hint)
 
 
 def _sum(answers: Sequence[Answer]) -> str:
@@ -42,8 +43,3 @@ def _sum(answers: Sequence[Answer]) -> str:
         f"This host {fit} guests that run guests: "
         f"{count[Level.PASS]} passed, {count[Level.WARN]} warned, {count[Level.FAIL]} failed."
     )
-
-
-def _printable(text: str) -> str:
-    """Nothing that a terminal would obey: a program says of itself what it likes."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -25,6 +25,7 @@ from qmpfilter.wire.events import (
     CommandReceived,
     DeviceSection,
     Event,
+    IterableEnd,
     IterableStart,
     MachineConfiguration,
     PackageEnd,
@@ -49,6 +50,9 @@ _MOST_KEPT: Final = 8 << 20
 
 # What ends the state of devices, and with it the guest's life at the source.
 _LAST: Final = (VmDescriptionReceived, PackageEnd)
+
+# After these a section may begin.
+_CLOSED: Final = (MachineConfiguration, CommandReceived, IterableEnd, DeviceSection)
 
 Memory = Callable[[Sequence[int]], Mapping[int, bytes]]
 """Reads pages of guest memory: 4096 bytes each by their addresses."""
@@ -81,7 +85,9 @@ class Gate:
         answers again; raises HostError where it cannot be told
     :ivar return_path: the source has asked for a return path
     :ivar postcopy: the source has sent a package: with its last byte the destination starts the guest
+    :ivar between_sections: what was passed on so far ends where a section may begin
     :ivar machine: the machine type, once it was sent
+    :ivar sections: those of the vCPUs so far, as they came
     :ivar judged: the verdicts so far, in the stream's order
     :ivar memory_read: how many pages of guest memory were read
     :ivar missing: facts of the destination that would have made a verdict certain, in words
@@ -93,7 +99,9 @@ class Gate:
     ) -> None:
         self.return_path = False
         self.postcopy = False
+        self.between_sections = False
         self.machine = ""
+        self.sections: list[DeviceSection] = []
         self.judged: list[Judged] = []
         self.missing: set[str] = set()
         self.warnings: list[str] = []
@@ -163,6 +171,7 @@ class Gate:
         start = self._given
         self._given += len(data)
         if self._parser.pass_pages(data):
+            self.between_sections = False
             self._told = self._given
             self._rest.clear()
             yield Piece(data)
@@ -216,6 +225,7 @@ class Gate:
     def _give_up(self, error: QmpfilterError, data: memoryview, start: int) -> Iterator[Piece]:
         """What cannot be read passes all the same: nothing was to be changed."""
         self._blind = True
+        self.between_sections = False
         self.warnings.append(f"The stream could not be read any further and passed unread: {error}")
         untold = max(start - self._told, 0)
         for piece in (*(self._package or ()), memoryview(self._rest)[len(self._rest) - untold :] if untold else b"",
@@ -228,6 +238,7 @@ class Gate:
     def _events(self) -> Iterator[Piece]:
         while not isinstance(event := self._parser.next_event(), NeedData):
             if isinstance(event, RamRecords):
+                self.between_sections = False
                 self._told = event.offset + len(event.raw)
                 yield Piece(event.raw)
                 continue
@@ -236,7 +247,10 @@ class Gate:
             self.postcopy |= packaged
             vcpu = _section_of_vcpu(event)
             # Of another version, the rewriter says that it cannot be read.
-            told = CpuSection.of(vcpu) if vcpu is not None and vcpu.version_id == cpu.VERSION else None
+            told = None
+            if vcpu is not None and vcpu.version_id == cpu.VERSION:
+                told = CpuSection.of(vcpu)
+                self.sections.append(vcpu)
             if not self._asked and (packaged or vcpu):
                 # Never later: what was begun is finished.
                 self._asked = True
@@ -268,6 +282,8 @@ class Gate:
             self._kept += len(event.raw)
             if self._kept > _MOST_KEPT:
                 self._digest()
+        if pieces:
+            self.between_sections = isinstance(event, _CLOSED)
         for piece in pieces:
             yield Piece(piece, commit)
         if isinstance(event, _LAST):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from qmpfilter.errors import BugError, LimitError, RecordError, RefusedError, UnsupportedError
@@ -76,6 +76,7 @@ class VcpuReport:
     :param found: what carried its nested state there; None where there was nothing to convert
     :param fields: how exact each field of the new state is
     :param findings: what is legal but lost or doubtful
+    :param section: the edited section; None where it passes as it is
     """
 
     index: int
@@ -84,6 +85,7 @@ class VcpuReport:
     found: Carrier | None
     fields: tuple[FieldFinding, ...]
     findings: tuple[Finding, ...]
+    section: DeviceSection | None = field(repr=False)
 
 
 class Rewriter:
@@ -203,6 +205,7 @@ class Rewriter:
             raise RefusedError(_place(section), _of_vcpu(section, error), error.reasons) from error
         except RecordError as error:
             raise RecordError(_place(section), _of_vcpu(section, error), error.found) from error
+        result = None if decision.edit is None else edited(section, decision.edit)
         self.vcpus.append(
             VcpuReport(
                 section.instance_id,
@@ -211,11 +214,11 @@ class Rewriter:
                 decision.found,
                 decision.fields,
                 decision.findings,
+                result,
             )
         )
-        if decision.edit is None:
+        if result is None:
             return section.raw
-        result = edited(section, decision.edit)
         self._edits += 1
         if result.subsections is not section.subsections:
             self._edited.append(without_raw(result))

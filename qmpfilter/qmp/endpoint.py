@@ -29,6 +29,8 @@ _RECONNECT_SECONDS: Final = 2.0
 _MOST_PAUSE_SECONDS: Final = 8.0
 # Of a migration that hops between its states for days.
 _MOST_MOMENTS: Final = 200
+# Memory that changes as fast as it is sent takes passes without end, and the end is to be told too.
+_MOST_PASSES: Final = 100
 
 
 class Endpoint:
@@ -228,8 +230,9 @@ class Endpoint:
         self.guest = str(told.get("status", ""))
 
     def _happened(self, event: Mapping[str, Any]) -> None:
-        if len(self.moments) < _MOST_MOMENTS:
-            self.moments.append(Moment.of(event))
+        moment = Moment.of(event)
+        if len(self.moments) < (_MOST_PASSES if moment.ram_pass else _MOST_MOMENTS):
+            self.moments.append(moment)
 
     async def _set(self, capabilities: Mapping[str, bool]) -> None:
         await self.execute(

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-__all__ = ["MigrationInfo", "Moment"]
+__all__ = ["COMPLETED", "MigrationInfo", "Moment"]
 
-_COMPLETED: Final = "completed"
-_OVER: Final = (_COMPLETED, "failed", "cancelled")
+COMPLETED: Final = "completed"
+"""The status of a guest that was given away, or has arrived."""
+_OVER: Final = (COMPLETED, "failed", "cancelled")
 _NOT_BEGUN: Final = ("", "none")
 # The migration's own unit: a megabit is 10**6 bits (migration.c, migration_update_counters).
 _BITS: Final = 1_000_000
@@ -83,7 +84,7 @@ class MigrationInfo:
     @property
     def completed(self) -> bool:
         """The guest was given away, or has arrived."""
-        return self.status == _COMPLETED
+        return self.status == COMPLETED
 
     @property
     def active(self) -> bool:
@@ -106,10 +107,12 @@ class Moment:
 
     :param at: by the clock of QEMU's host
     :param what: the event's name, of MIGRATION the new status
+    :param ram_pass: of MIGRATION_PASS the number of the pass over guest memory that begins, 0 of others
     """
 
     at: datetime
     what: str
+    ram_pass: int = 0
 
     @classmethod
     def of(cls, event: Mapping[str, Any]) -> Moment:
@@ -118,12 +121,14 @@ class Moment:
         stamp = stamp if isinstance(stamp, Mapping) else {}
         seconds = _number(stamp, "seconds") + _number(stamp, "microseconds") / 1e6
         data = event.get("data")
-        status = data.get("status") if isinstance(data, Mapping) else None
-        return cls(datetime.fromtimestamp(seconds, UTC), str(status or event.get("event", "")))
+        data = data if isinstance(data, Mapping) else {}
+        what = str(data.get("status") or event.get("event", ""))
+        return cls(datetime.fromtimestamp(seconds, UTC), what, _number(data, "pass"))
 
-    def as_json(self) -> dict[str, str]:
+    def as_json(self) -> dict[str, Any]:
         """For a report."""
-        return {"at": self.at.isoformat(timespec="milliseconds"), "what": self.what}
+        told = {"at": self.at.isoformat(timespec="milliseconds"), "what": self.what}
+        return told | ({"pass": self.ram_pass} if self.ram_pass else {})
 
 
 def _number(values: Mapping[str, Any], name: str, unit: float = 1) -> int:

@@ -22,7 +22,7 @@ __all__ = ["CONNECT_SECONDS", "Monitor", "nobody_listens"]
 
 CONNECT_SECONDS: Final = 10.0
 _COMMAND_SECONDS: Final = 10.0
-_EVENTS: Final = ("MIGRATION", "STOP", "RESUME")
+_EVENTS: Final = ("MIGRATION", "MIGRATION_PASS", "STOP", "RESUME")
 _CLOSE_SECONDS: Final = 2.0
 _ATTEMPTS: Final = 3
 _AGAIN_SECONDS: Final = 0.2

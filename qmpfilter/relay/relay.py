@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import select
 import selectors
 import socket
 import threading
@@ -29,6 +30,7 @@ from qmpfilter.errors import (
     StreamError,
     TruncatedError,
     UnsupportedError,
+    WithdrawnError,
 )
 from qmpfilter.filter.gate import Piece
 from qmpfilter.relay.address import tune
@@ -39,6 +41,7 @@ from qmpfilter.relay.pump import Pump
 from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session
 from qmpfilter.wire.feed import NeedData
 from qmpfilter.wire.returnpath import ReturnPathParser
+from qmpfilter.wire.withdrawal import withdrawal
 
 __all__ = ["Looker", "Relay"]
 
@@ -57,6 +60,7 @@ class Looker(Protocol):
 
     return_path: bool
     postcopy: bool
+    between_sections: bool
 
     @property
     def admitted(self) -> bool:
@@ -88,7 +92,8 @@ class Relay:
     :ivar channels: the source's channels in the order in which they were connected onward
     :ivar times: seconds: "total" from the source's connection to the end, "tail" from the first byte of the
         tail to the commit point
-    :ivar moments: when what happened, UTC: "waiting", "connected", "return path", "tail", "committed", "ended"
+    :ivar moments: when what happened, UTC: "waiting", "connected", "return path", "tail", "committed", "answered",
+        "ended"
     """
 
     def __init__(
@@ -107,7 +112,7 @@ class Relay:
         self._to_source = threading.Lock()
         self._source: socket.socket | None = None
         self._destination: socket.socket | None = None
-        self._pumps: list[Pump] = []
+        self._pumps: list[tuple[Channel, Pump]] = []
         self._wake, self._waker = socket.socketpair()
         self._interrupted = False
         self._broken: OSError | None = None
@@ -118,6 +123,12 @@ class Relay:
         self._began: float | None = None
         self._moved = 0.0
         self._tail_began: float | None = None
+
+    @property
+    def traffic(self) -> list[tuple[Channel, int, int]]:
+        """Of each channel that was connected onward the bytes forward and back, the main one first."""
+        pumped = [(channel, pump.forward, pump.backward) for channel, pump in self._pumps]
+        return [(Channel.MAIN, self.forward, self.backward), *pumped]
 
     def run(self, sockets: Sequence[socket.socket]) -> Outcome:
         """Wait for the source, relay until both sides are done, close everything.
@@ -258,7 +269,7 @@ class Relay:
         tune(destination)
         pump = Pump(source, destination, lambda _: None)
         with self._lock:
-            self._pumps.append(pump)
+            self._pumps.append((kind, pump))
         pump.start()
 
     def _accept_extras(self, listeners: Sequence[socket.socket], threads: Iterable[threading.Thread]) -> None:
@@ -288,7 +299,7 @@ class Relay:
         if self._tail_timer is not None:
             self._tail_timer.cancel()
         good = self.session.outcome in (Outcome.COMPLETED, Outcome.SENT)
-        for pump in self._pumps:
+        for _, pump in self._pumps:
             if not good or not pump.join(self._waits.linger):
                 pump.cut()
                 pump.join(self._waits.linger)
@@ -312,7 +323,9 @@ class Relay:
         except DeadlineError as error:
             self._perform(lambda cause=error: self.session.unanswered(cause))  # type: ignore[misc]
         except QmpfilterError as error:
-            self._stop(error, veto=isinstance(error, (PolicyError, RefusedError)))
+            veto = isinstance(error, (PolicyError, RefusedError, WithdrawnError))
+            # Only here is it certain how far the destination has read.
+            self._stop(error, veto=veto, between_sections=self._looker.between_sections)
         except OSError:
             # The source is gone: for the migration the same as if it had ended it.
             self._perform(self.session.source_ended)
@@ -451,6 +464,8 @@ class Relay:
             del untold[: len(event.raw)]
             with self._lock:
                 wanted = self.session.returned(event)
+                if self.session.answered and "answered" not in self.moments:
+                    self._note("answered")
             if wanted:
                 self._say(source, event.raw)
 
@@ -504,8 +519,8 @@ class Relay:
 
     # --- endings -------------------------------------------------------------------------------
 
-    def _stop(self, cause: QmpfilterError | OSError, *, veto: bool = False) -> None:
-        self._perform(lambda: self.session.stopped(cause, veto=veto))
+    def _stop(self, cause: QmpfilterError | OSError, *, veto: bool = False, between_sections: bool = False) -> None:
+        self._perform(lambda: self.session.stopped(cause, veto=veto, between_sections=between_sections))
 
     def _perform(self, decide: Callable[[], tuple[Action, ...]]) -> None:
         with self._lock:
@@ -524,6 +539,8 @@ class Relay:
     def _act(self, action: Action) -> None:
         if action is Action.BREAK_DESTINATION and self._destination is not None:
             self._destination.shutdown(socket.SHUT_RDWR)
+        elif action is Action.TELL_DESTINATION and self._destination is not None:
+            self._tell(self._destination)
         elif action is Action.END_DESTINATION and self._destination is not None:
             self._destination.shutdown(socket.SHUT_WR)
         elif action is Action.SHUT_SOURCE and self._source is not None:
@@ -531,6 +548,20 @@ class Relay:
                 self._source.sendall(SHUT_FAILED)
         elif action is Action.CLOSE_SOURCE and self._source is not None:
             self._source.shutdown(socket.SHUT_WR)
+
+    def _tell(self, destination: socket.socket) -> None:
+        """Say why, and give the destination a moment to read it: the source may have it ended once it is told."""
+        words = withdrawal(self.session.reason)
+        try:
+            destination.settimeout(_TICK)
+            destination.sendall(words)
+            destination.shutdown(socket.SHUT_WR)
+            ending = select.poll()
+            ending.register(destination, select.POLLRDHUP)
+            ending.poll(_TICK * 1000)
+        except OSError:
+            # It has gone, or takes nothing.
+            destination.shutdown(socket.SHUT_RDWR)
 
     def _note(self, what: str) -> None:
         self.moments[what] = datetime.now(UTC)

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Policy
+from qmpfilter.inspect.state import differing, state_of
 from qmpfilter.relay.relay import Relay
-from qmpfilter.relay.session import Outcome
+from qmpfilter.relay.session import SENTENCES, Outcome
 from qmpfilter.svm.provenance import Confidence
 
 __all__ = ["FORMAT", "as_json", "as_text"]
@@ -16,15 +17,8 @@ __all__ = ["FORMAT", "as_json", "as_text"]
 FORMAT: Final = 1
 """Counted up when a key changes its meaning or goes."""
 
-_SENTENCES: Final = {
-    Outcome.COMPLETED: "the destination runs the guest",
-    Outcome.SENT: "all was delivered; without a return path nobody says what became of it",
-    Outcome.REFUSED: "the destination did not take the guest, which goes on at the source",
-    Outcome.VETOED: "stopped before the destination could start the guest, which goes on at the source",
-    Outcome.FAILED: "failed before the destination could start the guest, which goes on at the source",
-    Outcome.CANCELLED: "the source ended the migration and keeps the guest",
-    Outcome.IN_DOUBT: "cut after the destination could have started the guest: ask both QEMUs who runs it",
-}
+# Some kilobytes each.
+_MOST_STATES: Final = 64
 
 _KEEPS: Final = (Outcome.REFUSED, Outcome.VETOED, Outcome.FAILED)
 """How a migration ends that leaves the guest at the source."""
@@ -49,6 +43,10 @@ def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
         "return_path": gate.return_path,
         "channels": [channel.value for channel in relay.channels],
         "bytes": {"forward": relay.forward, "backward": relay.backward},
+        "traffic": [
+            {"channel": channel.value, "forward": forward, "backward": backward}
+            for channel, forward, backward in relay.traffic
+        ],
         "moments": {name: moment.isoformat(timespec="milliseconds") for name, moment in relay.moments.items()},
         "seconds": {name: round(seconds, 6) for name, seconds in relay.times.items()},
         "switched_off": gate.switched_off,
@@ -81,16 +79,31 @@ def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
             }
             for judged in gate.judged
         ],
+        "states": _states(gate),
         "warnings": gate.warnings,
         "after_commit": session.late,
     }
+
+
+def _states(gate: Gate) -> list[dict[str, Any]]:
+    """Of the vCPUs in L2, what is to be known of their state before, and what is another after; when observing, what
+    would be. Only asked for when the migration is over: it takes its time."""
+    edited = {vcpu.offset: vcpu.section for vcpu in gate.vcpus if vcpu.section is not None}
+    told: list[dict[str, Any]] = []
+    for section in gate.sections:
+        before = state_of(section)
+        if "nested state" in before and len(told) < _MOST_STATES:
+            after = edited.get(section.offset)
+            changes = {} if after is None else differing(before, state_of(after))
+            told.append({"index": section.instance_id, "before": before, "after": changes})
+    return told
 
 
 def as_text(relay: Relay, gate: Gate) -> str:
     """A few lines for a person."""
     session = relay.session
     assert session.outcome is not None
-    lines = [f"{session.outcome.value}: {_SENTENCES[session.outcome]}"]
+    lines = [f"{session.outcome.value}: {SENTENCES[session.outcome]}"]
     if session.reason:
         lines.append(f"  reason: {session.reason}")
     edits = f"{gate.edits} of {len(gate.vcpus)} vCPUs edited"

@@ -25,7 +25,7 @@ from qmpfilter.errors import BugError, FramingError, QmpfilterError
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 from qmpfilter.wire.returnpath import Message, MessageType, ReturnPathEvent
 
-__all__ = ["SHUT_FAILED", "Action", "Outcome", "Phase", "Session"]
+__all__ = ["SENTENCES", "SHUT_FAILED", "Action", "Outcome", "Phase", "Session"]
 
 SHUT_FAILED: Final = COMMAND_HEADER.pack(MessageType.SHUT, 4) + BE32.pack(1)
 """The message that makes a source go on with its guest."""
@@ -72,10 +72,23 @@ class Outcome(enum.Enum):
     QEMUs."""
 
 
+SENTENCES: Final[Mapping[Outcome, str]] = {
+    Outcome.COMPLETED: "the destination runs the guest",
+    Outcome.SENT: "all was delivered; without a return path nobody says what became of it",
+    Outcome.REFUSED: "the destination did not take the guest, which goes on at the source",
+    Outcome.VETOED: "stopped before the destination could start the guest, which goes on at the source",
+    Outcome.FAILED: "failed before the destination could start the guest, which goes on at the source",
+    Outcome.CANCELLED: "the source ended the migration and keeps the guest",
+    Outcome.IN_DOUBT: "cut after the destination could have started the guest: ask both QEMUs who runs it",
+}
+"""What an outcome means."""
+
+
 class Action(enum.Enum):
     """What the relay has to do, in this order."""
 
     BREAK_DESTINATION = "break the connections to the destination"
+    TELL_DESTINATION = "withdraw the stream in words, and half-close the connection to the destination"
     SHUT_SOURCE = "send SHUT(1) on the return path"
     END_DESTINATION = "half-close the connection to the destination"
     CLOSE_SOURCE = "close the connections to the source"
@@ -103,6 +116,11 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.phase.value}{f', {self.outcome.value}' if self.outcome else ''}>"
+
+    @property
+    def answered(self) -> bool:
+        """The destination has said whether it runs the guest."""
+        return self._shut is not None
 
     def connected(self) -> None:
         """The source's main channel is there, and the destination's."""
@@ -169,9 +187,14 @@ class Session:
         shut = (Action.SHUT_SOURCE,) if self.return_path else ()
         return self._end(Outcome.REFUSED, f"the destination ended the migration{cause}", *shut, Action.CLOSE_SOURCE)
 
-    def stopped(self, cause: QmpfilterError | OSError, *, veto: bool = False) -> tuple[Action, ...]:
+    def stopped(
+        self, cause: QmpfilterError | OSError, *, veto: bool = False, between_sections: bool = False
+    ) -> tuple[Action, ...]:
         """The relay itself has a reason to stop: a veto, a damaged stream, a deadline, an interruption. After the
-        commit point there is none that weighs enough."""
+        commit point there is none that weighs enough.
+
+        :param between_sections: the destination waits for a section, and can be told in one
+        """
         if self.phase is Phase.ENDED:
             return ()
         if self.phase is Phase.COMMITTED:
@@ -179,7 +202,8 @@ class Session:
             return ()
         outcome = Outcome.VETOED if veto else Outcome.FAILED
         shut = (Action.SHUT_SOURCE,) if self.return_path and self._shut is None else ()
-        return self._end(outcome, str(cause), Action.BREAK_DESTINATION, *shut, Action.CLOSE_SOURCE)
+        part = Action.TELL_DESTINATION if between_sections else Action.BREAK_DESTINATION
+        return self._end(outcome, str(cause), part, *shut, Action.CLOSE_SOURCE)
 
     def unanswered(self, cause: QmpfilterError) -> tuple[Action, ...]:
         """The destination has not said a word for as long as anybody is to wait."""

@@ -29,6 +29,7 @@ from qmpfilter.wire.sections import (
     without_raw,
 )
 from qmpfilter.wire.vmdesc import VmDescription
+from qmpfilter.wire.withdrawal import check_withdrawn, check_withdrawn_at_end
 
 __all__ = ["Tail", "early_section"]
 
@@ -112,6 +113,7 @@ class Tail:
             yield from self._salvaged(held[: error.offset - offset], offset)
             raise
         yield from self._salvaged(held, offset)
+        check_withdrawn_at_end(held, offset)
         raise refuted or TruncatedError(offset + len(held), "vmdesc after the device sections", "the end of input")
 
     def _divided(self, held: bytearray, offset: int, place: Place) -> list[DeviceSection] | StreamError:
@@ -198,6 +200,7 @@ def _first(held: bytearray, offset: int, divisions: Divisions) -> DeviceSection 
         raise FramingError(offset, "a device section or EOF", bytes(held[:1]))
     header = section_header(held, 0)
     if isinstance(header, str):
+        check_withdrawn(held, offset)
         raise FramingError(offset, header, bytes(held[:24]))
     if header is None:
         return Ending.INCOMPLETE
@@ -222,6 +225,7 @@ def early_section(feed: Feed, limit: int, tail: Tail) -> Steps[Event, None]:
     while True:
         header = section_header(held, 0)
         if isinstance(header, str):
+            check_withdrawn(held, offset)
             raise FramingError(offset, header, bytes(held[:24]))
         if header is not None:
             if known(header.idstr, header.version_id) is not None:

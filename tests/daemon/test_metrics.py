@@ -22,6 +22,14 @@ REPORT = {
     "outcome": "vetoed",
     "mode": "annex",
     "bytes": {"forward": 10, "backward": 3},
+    "traffic": [
+        {"channel": "main", "forward": 10, "backward": 3},
+        {"channel": "multifd", "forward": 50, "backward": 0},
+        {"channel": "multifd", "forward": 60, "backward": 0},
+    ],
+    "guest_at": "source",
+    "after_commit": ["one"],
+    "source": {"migration": {"status": "completed", "milliseconds": {"downtime": 30}}},
     "vcpus": [{"found": "legacy", "outcome": "converted"}, {"found": None, "outcome": "untouched"}],
     "verdicts": [{"reasons": [{"code": "asid"}, {"code": "asid"}]}],
     "warnings": ["one"],
@@ -72,7 +80,11 @@ def test_what_is_counted(tmp_path: Path) -> None:
     assert before["qmpfilter_switched_off{}"] == 1
     assert before["qmpfilter_policy_mode{mode=annex}"] == 1
     metrics.count(REPORT)
-    metrics.count({"outcome": "completed", "mode": "annex", "switched_off": True})
+    # Of a version that tells of no channels, and of a migration that QEMU expects to complete.
+    metrics.count({
+        "outcome": "completed", "mode": "annex", "switched_off": True, "bytes": {"forward": 7},
+        "source": {"migration": {"status": "active", "milliseconds": {"downtime": 300}}},
+    })  # fmt: skip
     # Of a version that is not known.
     metrics.count({})
     after = written(metrics, path)
@@ -80,8 +92,13 @@ def test_what_is_counted(tmp_path: Path) -> None:
         "qmpfilter_sessions_total{mode=annex,outcome=vetoed}": 1,
         "qmpfilter_sessions_total{mode=off,outcome=completed}": 1,
         "qmpfilter_sessions_total{mode=unknown,outcome=unknown}": 1,
-        "qmpfilter_bytes_total{direction=forward}": 10,
-        "qmpfilter_bytes_total{direction=backward}": 3,
+        "qmpfilter_bytes_total{channel=main,direction=forward}": 17,
+        "qmpfilter_bytes_total{channel=main,direction=backward}": 3,
+        "qmpfilter_bytes_total{channel=multifd,direction=forward}": 110,
+        "qmpfilter_guest_at_total{where=source}": 1,
+        "qmpfilter_late_total{}": 1,
+        "qmpfilter_downtime_seconds_count{}": 1,
+        "qmpfilter_downtime_seconds_sum{}": 0.03,
         "qmpfilter_vcpus_total{found=legacy,outcome=converted}": 1,
         "qmpfilter_vcpus_total{found=none,outcome=untouched}": 1,
         "qmpfilter_objections_total{code=asid}": 2,
@@ -118,7 +135,7 @@ def test_a_daemon_is_asked(daemon: DaemonProcess, tmp_path: Path) -> None:
     found = samples(scrape(UnixConnection(str(tmp_path / "metrics"))))
     assert found["qmpfilter_sessions_total{mode=annex,outcome=completed}"] == 1
     assert found["qmpfilter_vcpus_total{found=legacy,outcome=converted}"] == 1
-    assert found["qmpfilter_bytes_total{direction=forward}"] == len(STREAM)
+    assert found["qmpfilter_bytes_total{channel=main,direction=forward}"] == len(STREAM)
 
 
 def test_an_address_that_is_taken(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from qmpfilter.errors import DeadlineError, PolicyError, QmpfilterError, RefusedError, StreamError
+from qmpfilter.errors import DeadlineError, PolicyError, QmpfilterError, RefusedError, StreamError, WithdrawnError
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
 from qmpfilter.svm import annex
@@ -22,8 +22,9 @@ from qmpfilter.svm.vmcb import CONTROL, SAVE
 from qmpfilter.verdict.facts import HostFacts
 from qmpfilter.verdict.version import Version
 from qmpfilter.wire.cpu import BLOCK
-from qmpfilter.wire.events import CommandReceived, DeviceSection, SectionsEnd
+from qmpfilter.wire.events import CommandReceived, DeviceSection, IterableEnd, MachineConfiguration, SectionsEnd
 from qmpfilter.wire.framing import Command
+from qmpfilter.wire.withdrawal import withdrawal
 from tests.helpers.fixtures import Fixture, fixtures
 from tests.helpers.parse import parse, pieces
 from tests.helpers.vcpus import vcpus_in_l2
@@ -131,6 +132,37 @@ def test_a_destination_that_would_refuse_is_a_veto() -> None:
     silent = Gate(replace(LENIENT, facts=facts, enforcement=Enforcement.OFF))
     passed(silent, L2)
     assert not silent.judged
+
+
+@pytest.mark.parametrize("fixture", STREAMS, ids=str)
+def test_a_veto_finds_the_destination_between_sections(fixture: Fixture) -> None:
+    facts = HostFacts(kernel=Version(6, 12, 117), parameters={"kvm_amd": {"nested": "0"}})
+    gate = Gate(replace(LENIENT, facts=facts))
+    out, error = stopped(gate, fixture.file("stream"))
+    if not list(vcpus_in_l2(fixture.file("stream"))):
+        return
+    assert isinstance(error, PolicyError)
+    assert gate.between_sections
+    # Who reads what came out meets the section that withdraws the stream as a section.
+    assert isinstance(parse(out + withdrawal(str(error))).error, WithdrawnError)
+
+
+@pytest.mark.parametrize("size", [61, 4096, 50_000])
+def test_where_a_section_may_begin_is_never_claimed_wrongly(size: int) -> None:
+    stream = next(fixture for fixture in STREAMS if fixture.name == "mid-return-path").file("stream")
+    ends = {
+        event.offset + len(event.raw)
+        for event in parse(stream).events
+        if isinstance(event, (MachineConfiguration, CommandReceived, IterableEnd, DeviceSection))
+    }
+    gate = Gate(LENIENT)
+    out = claimed = 0
+    for piece in pieces(stream[: commit_point(stream)], size):
+        for data, _ in gate.receive_data(memoryview(piece)):
+            out += len(data)
+        claimed += gate.between_sections
+        assert not gate.between_sections or out in ends
+    assert claimed
 
 
 def damaged(stream: bytes) -> bytes:

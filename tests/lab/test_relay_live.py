@@ -137,6 +137,8 @@ def test_a_source_without_a_return_path_keeps_its_guest(directory: Path) -> None
         source.wait_for_rounds({0: source.progress().rounds[0][-1]})
         assert runs(source)
         assert not runs(destination)
+        # What a person finds who knows nothing of a relay.
+        assert "'qmpfilter: the source asked for no return path" in (directory / "destination.stderr").read_text()
 
 
 def test_a_destination_of_another_machine_refuses_and_the_source_goes_on(directory: Path) -> None:

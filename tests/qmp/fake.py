@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,9 @@ class FakeQemu:
 
     def happen(self, event: str, **data: Any) -> None:
         """Send an event."""
-        message = {"event": event, "data": data, "timestamp": {"seconds": 1_700_000_000, "microseconds": 250_000}}
-        self._send(message)
+        seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+        stamp = {"seconds": seconds, "microseconds": nanoseconds // 1000}
+        self._send({"event": event, "data": data, "timestamp": stamp})
 
     def _run(self, target: Callable[..., None], *arguments: Any) -> None:
         self._threads.append(threading.Thread(target=target, args=arguments, daemon=True))
@@ -199,11 +201,15 @@ class FakeQemu:
         self._move("active")
         said = b""
         with end, contextlib.suppress(OSError):
+            if self.capabilities["events"]:
+                self.happen("MIGRATION_PASS", **{"pass": 1})
             end.sendall(self.stream[:_BEGINNING])
             if self.held is not None:
                 assert self.held.wait(SECONDS)
             end.sendall(self.stream[_BEGINNING:])
             self.status = "finish-migrate"
+            if self.capabilities["events"]:
+                self.happen("STOP")
             while SHUT_OK not in said and SHUT_FAILED not in said:
                 if not (part := end.recv(1 << 16)):
                     break

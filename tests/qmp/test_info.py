@@ -61,9 +61,14 @@ def test_what_is_not_told_is_nothing(answer: Any) -> None:
         ({"event": "MIGRATION", "data": {"status": "setup"}}, "setup"),
         ({"event": "STOP"}, "STOP"),
         ({"event": "RESUME", "data": None}, "RESUME"),
+        ({"event": "MIGRATION_PASS", "data": {}}, "MIGRATION_PASS"),
     ],
 )
 def test_events(event: dict[str, Any], what: str) -> None:
     moment = Moment.of(event | {"timestamp": {"seconds": 1_700_000_000, "microseconds": 250_000}})
     assert moment == Moment(datetime(2023, 11, 14, 22, 13, 20, 250_000, UTC), what)
     assert moment.as_json() == {"at": "2023-11-14T22:13:20.250+00:00", "what": what}
+
+
+def test_a_pass_over_memory_has_its_number() -> None:
+    assert Moment.of({"event": "MIGRATION_PASS", "data": {"pass": 3}}).as_json()["pass"] == 3

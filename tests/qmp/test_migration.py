@@ -67,7 +67,7 @@ def test_completed(pair: Pair) -> None:
     source, destination = told["source"], told["destination"]
     assert (source["qemu"], source["guest"], source["migration"]["status"]) == ("10.0.2", "postmigrate", "completed")
     assert source["migration"]["milliseconds"] == {"total": 120, "setup": 0, "downtime": 7}
-    assert [event["what"] for event in source["events"]] == ["active", "completed"]
+    assert [event["what"] for event in source["events"]] == ["active", "MIGRATION_PASS", "STOP", "completed"]
     assert (destination["guest"], destination["migration"]["status"]) == ("running", "completed")
     assert source["problems"] == destination["problems"] == []
 

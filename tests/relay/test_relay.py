@@ -26,6 +26,7 @@ from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.relay import Looker, Relay
 from qmpfilter.relay.session import SHUT_FAILED, Outcome
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
+from qmpfilter.wire.withdrawal import withdrawal
 from tests.helpers.migration import everything, exactly
 
 SECONDS = 10.0
@@ -42,9 +43,12 @@ END = b"\0and vmdesc"
 class Marked:
     """Knows the commit point by its place; raises or holds there if asked to."""
 
-    def __init__(self, *, error: QmpfilterError | None = None, hold: bool = False) -> None:
+    def __init__(
+        self, *, error: QmpfilterError | None = None, hold: bool = False, between_sections: bool = False
+    ) -> None:
         self.return_path = True
         self.postcopy = False
+        self.between_sections = between_sections
         self.admitted = True
         self.holding = False
         self.seen = 0
@@ -126,6 +130,7 @@ def test_a_migration_that_completes(rig: Rig) -> None:
     source.close()
     assert rig.outcome() is Outcome.COMPLETED
     assert (rig.relay.forward, rig.relay.backward) == (len(RAM + TAIL + END), len(PONG + SHUT_OK))
+    assert list(rig.relay.moments)[-3:] == ["committed", "answered", "ended"]
 
 
 def test_a_source_that_half_closes_hears_the_answer(rig: Rig) -> None:
@@ -151,6 +156,35 @@ def test_a_veto_leaves_the_guest_at_the_source(tmp_path: Path) -> None:
         source.close()
         assert rig.outcome() is Outcome.VETOED
         assert rig.relay.session.reason == "its kernel refuses the state"
+
+
+def test_a_destination_that_waits_for_a_section_hears_why_before_the_source_goes_on(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Marked(error=PolicyError("its kernel refuses the state"), between_sections=True))
+    with rig.stack:
+        source = rig.dial(RAM)
+        destination = rig.destination()
+        assert exactly(destination, len(RAM)) == RAM
+        source.sendall(TAIL + END)
+        assert everything(destination).removeprefix(TAIL) == withdrawal("its kernel refuses the state")
+        source.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            source.recv(1)
+        source.settimeout(SECONDS)
+        destination.sendall(SHUT_FAILED)
+        destination.close()
+        assert everything(source) == SHUT_FAILED
+        source.close()
+        assert rig.outcome() is Outcome.VETOED
+
+
+def test_a_destination_that_takes_no_words_does_not_keep_the_source_waiting(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Marked(error=PolicyError("its kernel refuses the state"), between_sections=True))
+    with rig.stack:
+        source = rig.dial(RAM + TAIL + END)
+        rig.destination()
+        assert everything(source) == SHUT_FAILED
+        source.close()
+        assert rig.outcome() is Outcome.VETOED
 
 
 def test_a_tail_that_takes_too_long(tmp_path: Path) -> None:
@@ -218,9 +252,12 @@ def test_nothing_is_connected_before_the_source_is(rig: Rig) -> None:
     extra.sendall(b"back")
     assert exactly(multifd, 4) == b"back"
     assert rig.relay.channels == [Channel.MAIN, Channel.MULTIFD]
+    # Of what is still on its way nothing is counted yet.
+    assert [channel for channel, _, _ in rig.relay.traffic] == [Channel.MAIN, Channel.MULTIFD]
     source.close()
     assert rig.outcome() is Outcome.CANCELLED
     assert everything(multifd) == b""
+    assert rig.relay.traffic == [(Channel.MAIN, len(RAM), 0), (Channel.MULTIFD, 8, 4)]
 
 
 def test_an_extra_channel_that_stays_silent(rig: Rig) -> None:

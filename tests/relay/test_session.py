@@ -14,8 +14,9 @@ from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session
 from qmpfilter.wire.feed import NEED_DATA
 from qmpfilter.wire.returnpath import Message, MessageType, ReturnPathParser
 
-BREAK, SHUT, HALF_CLOSE, CLOSE = (
-    Action.BREAK_DESTINATION, Action.SHUT_SOURCE, Action.END_DESTINATION, Action.CLOSE_SOURCE,
+BREAK, TELL, SHUT, HALF_CLOSE, CLOSE = (
+    Action.BREAK_DESTINATION, Action.TELL_DESTINATION, Action.SHUT_SOURCE, Action.END_DESTINATION,
+    Action.CLOSE_SOURCE,
 )  # fmt: skip
 DAMAGED = FramingError(7, "a section", b"\xff")
 RESET = ConnectionResetError(104, "Connection reset by peer")
@@ -39,6 +40,8 @@ DAMAGE: Step = methodcaller("stopped", DAMAGED)
 GARBAGE: Step = methodcaller("return_path_unreadable", DAMAGED)
 SILENCE: Step = methodcaller("unanswered", DeadlineError("nothing came for 3600 s"))
 VETO: Step = methodcaller("stopped", PolicyError("its kernel refuses the state"), veto=True)
+VETO_IN_WORDS: Step = methodcaller("stopped", PolicyError("its kernel refuses it"), veto=True, between_sections=True)
+DAMAGE_IN_WORDS: Step = methodcaller("stopped", DAMAGED, between_sections=True)
 
 STREAMING = [CONNECTED, RETURN_PATH, PONG]
 RUNNING_THERE = [*STREAMING, COMMITTED, SHUT_0]
@@ -53,6 +56,8 @@ RUNNING_THERE = [*STREAMING, COMMITTED, SHUT_0]
         ([CONNECTED], DAMAGE, (BREAK, CLOSE), Outcome.FAILED),
         (STREAMING, DAMAGE, (BREAK, SHUT, CLOSE), Outcome.FAILED),
         (STREAMING, VETO, (BREAK, SHUT, CLOSE), Outcome.VETOED),
+        (STREAMING, VETO_IN_WORDS, (TELL, SHUT, CLOSE), Outcome.VETOED),
+        (STREAMING, DAMAGE_IN_WORDS, (TELL, SHUT, CLOSE), Outcome.FAILED),
         ([*STREAMING, SHUT_1], VETO, (BREAK, CLOSE), Outcome.VETOED),
         (STREAMING, DESTINATION_ENDS, (SHUT, CLOSE), Outcome.REFUSED),
         (STREAMING, DESTINATION_BREAKS, (SHUT, CLOSE), Outcome.REFUSED),
@@ -97,7 +102,7 @@ def test_nothing_changes_an_outcome(late: Step) -> None:
     assert (session.outcome, session.reason) == (Outcome.FAILED, str(DAMAGED))
 
 
-@pytest.mark.parametrize("late", [DAMAGE, VETO, GARBAGE])
+@pytest.mark.parametrize("late", [DAMAGE, VETO, VETO_IN_WORDS, GARBAGE])
 def test_after_the_commit_point_nothing_of_ours_stops_it(late: Step) -> None:
     session = Session()
     for step in (*STREAMING, COMMITTED):
