@@ -22,7 +22,7 @@ from .cables import Cable
 from .hosts import Host, HostImage, Rootfs
 from .inhost import agent
 
-BOOT_SECONDS = 180.0
+BOOT_SECONDS = 400.0
 TOOL_SECONDS = 60.0
 MEMORY_MIB = 1500
 LOG_LINES = 40
@@ -209,7 +209,13 @@ class EmulatedHost:
         try:
             if job is not None:
                 agent.send_message(self._port, job, archive)
-            return agent.receive_message(self._port)
+            message = agent.receive_message(self._port)
+            timer.cancel()
+            # Where it has fired already, the host is about to end.
+            timer.join()
+            if process.poll() is not None:
+                raise EOFError("the answer came too late")
+            return message
         except (OSError, EOFError) as end:
             process.wait(TOOL_SECONDS)
             self._end()

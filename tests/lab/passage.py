@@ -29,14 +29,20 @@ class Passage:
 
     :param status: virsh's exit status
     :param said: what it printed, on either output
-    :param report: the relay's
+    :param report_text: the relay's report
     :param stream: what the source's host sent to the destination's
     """
 
     status: int
     said: str
-    report: dict[str, Any]
+    report_text: str
     stream: bytes
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The report."""
+        told: dict[str, Any] = json.loads(self.report_text)
+        return told
 
 
 def facts(of: Member) -> bytes:
@@ -45,26 +51,27 @@ def facts(of: Member) -> bytes:
     return of.run(["sh", "-c", doctor], {}, SECONDS).files["facts"]
 
 
+def command(there: Member) -> Sequence[str]:
+    """How virsh is told that a relay waits on its own host."""
+    return ["virsh", *migrate(there), "--migrateuri", f"tcp://{_SELF}:{PORT}", "--listen-address", "127.0.0.1"]
+
+
 def by_source(journey: Journey, there: Member, *options: str, destination: bytes | None = None) -> Passage:
     """Has virsh migrate the guest to a relay on its own host.
 
     :param options: the relay's
     :param destination: its facts
     """
-    command: Sequence[str] = [
-        *("env", "LC_ALL=C", "virsh", "-q", *migrate(there)),
-        *("--migrateuri", f"tcp://{_SELF}:{PORT}", "--listen-address", "127.0.0.1"),
-    ]
     relay = [f"tcp:{there.address}:{PORT}", *options]
     files = {}
     if destination is not None:
         relay += ["--host", "facts.json"]
         files["facts.json"] = destination
-    spec = {"address": _SELF, "port": PORT, "relay": relay, "command": command}
+    spec = {"address": _SELF, "port": PORT, "relay": relay, "command": ["env", "LC_ALL=C", *command(there)]}
     files["spec.json"] = json.dumps(spec).encode()
     listening = _LISTEN.format(port=PORT, stream=_STREAM, address=there.address, seconds=int(SECONDS))
     there.run(["sh", "-c", listening], {}, SECONDS)
     left = run_python(journey.here, ["-m", "inhost.relaying", "spec.json"], files, SECONDS).files
     stream = there.run(["sh", "-c", _COLLECT], {}, SECONDS).files.get("stream", b"")
     said = json.loads(left["said.json"])
-    return Passage(said["status"], said["text"], json.loads(left["report.json"]), stream)
+    return Passage(said["status"], said["text"], left["report.json"].decode(), stream)
