@@ -11,7 +11,7 @@ import pytest
 
 from qmpfilter.svm import annex
 from tests.helpers.vcpus import vcpus_in_l2
-from tests.lab.cluster import Cluster, Journey, Member, migrate, once_more
+from tests.lab.cluster import Cluster, Member, migrate, once_more
 from tests.lab.hosts import HOSTS, MID, NEW, OLD
 from tests.lab.inhost.console import Corruption
 from tests.lab.passage import by_source, facts
