@@ -34,7 +34,7 @@ _EXIT_INTERRUPTED: Final = 130
 # one of them needs, another's host may lack.
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "streams": ("inspect", "convert", "verdict"),
-    "one migration": ("relay", "migrate", "pipe"),
+    "one migration": ("relay", "migrate", "pipe", "policy"),
     "this host": ("doctor", "selftest"),
     "the daemon": ("run", "status", "reload", "off", "on"),
     "its sessions": ("start", "stop", "sessions", "show"),

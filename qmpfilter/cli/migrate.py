@@ -1,39 +1,47 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``qmpfilter migrate``: a guest leaves its QEMU, which is told so over QMP."""
+"""``qmpfilter migrate``: has libvirt migrate a domain, or a QEMU over QMP, through a relay of its own."""
 
 from __future__ import annotations
 
-import asyncio
-import sys
-from typing import Final
+from typing import Any, Final
 
 import click
 
-from qmpfilter.cli.interrupt import on_signal
-from qmpfilter.cli.migration_progress import MigrationProgress
-from qmpfilter.cli.output import write_out
-from qmpfilter.cli.policy_options import EXIT_IN_DOUBT, EXIT_STAYED, KILL_SWITCH, STATUS, Choices, policy_options
-from qmpfilter.qmp.destination import Destination
-from qmpfilter.qmp.endpoint import Endpoint
-from qmpfilter.qmp.migration import Migration
-from qmpfilter.qmp.source import Source
-from qmpfilter.qmp.whereabouts import Whereabouts
-from qmpfilter.relay.address import QMP, parse_address
-from qmpfilter.relay.report import as_text
-from qmpfilter.relay.session import Outcome
+from qmpfilter.cli.libvirt_options import connect_option, virsh_options
+from qmpfilter.cli.migrate_domain import Request, migrate_domain
+from qmpfilter.cli.migrate_qmp import migrate_qmp
+from qmpfilter.cli.policy_options import Choices, policy_options
+from qmpfilter.libvirt.migration import Late, Pace
+from qmpfilter.libvirt.route import PORTS, RELAY_HOST
 
 __all__ = ["migrate"]
 
-_SHOW_SECONDS: Final = 0.25
-_ALARMS: Final = {
-    Whereabouts.BOTH: "both QEMUs say that they run the guest: stop one of them now",
-    Whereabouts.NEITHER: "the guest has left its source and did not arrive: 'cont' at the source's QEMU revives it",
-}
+_PACE: Final = ("timeout", "timeout_suspend", "timeout_postcopy", "postcopy_after_precopy")
 
 
 @click.command()
-@click.argument("target", metavar="TARGET")
-@click.option("--qmp", metavar="SOCKET", required=True, help="The QMP socket of the source.")
+@click.argument("ends", nargs=-1, metavar="[DOMAIN DESTURI | --qmp SOCKET TARGET]")
+@connect_option
+@click.option("--qmp", metavar="SOCKET", help="Without libvirt: the QMP socket of the source.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option(
+    "--relay-at",
+    metavar="ADDRESS",
+    help=f"Where the relay waits for the source: tcp:HOST:PORT or unix:PATH; by default a port of {RELAY_HOST}.",
+)
+@click.option(
+    "--migrateuri",
+    "--onward",
+    "onward",
+    metavar="URI",
+    help="Where the relay finds the destination: tcp://HOST[:PORT] or unix:///PATH; by default DESTURI's host, and "
+    f"the relay's port, of {PORTS[0]} to {PORTS[-1]}.",
+)
+@virsh_options
+@click.option("--timeout", type=click.IntRange(min=1), metavar="SECONDS", help="Suspend a guest that takes longer.")
+@click.option("--timeout-suspend", is_flag=True, help="What --timeout does by default.")
+@click.option("--timeout-postcopy", is_flag=True, help="Go on as postcopy then, instead.")
+@click.option("--postcopy-after-precopy", is_flag=True, help="Go on as postcopy when memory was gone through once.")
 @click.option(
     "--read-vmcb12",
     type=click.Choice(["auto", "off"]),
@@ -42,95 +50,68 @@ _ALARMS: Final = {
     help="Read VMCB12 from the stopped source's memory where the stream leaves something to be guessed.",
 )
 @policy_options()
-def migrate(target: str, qmp: str, read_vmcb12: str, choices: Choices) -> int:
-    """Migrate the guest of the QEMU at SOCKET to TARGET, through qmpfilter.
+def migrate(
+    ends: tuple[str, ...],
+    qmp: str | None,
+    read_vmcb12: str,
+    choices: Choices,
+    **virsh: Any,
+) -> int:
+    """Migrate a guest through qmpfilter: a domain of libvirt, or, with --qmp, the guest of a QEMU.
+
+    DOMAIN is a name, a UUID or a number, DESTURI the libvirt that it goes to. libvirt migrates it as 'virsh migrate'
+    does, with the same options; what it is told besides is to send the stream to a relay of this command, which runs
+    beside the source. Encrypted and tunnelled streams are refused, because they cannot be read. Where the domain's
+    metadata has a policy ('qmpfilter policy'), options of the command line go before it.
 
     TARGET is where a destination waits: unix:PATH or tcp:HOST:PORT, or qmp:PATH, the QMP socket of a QEMU on this
     host that was started with -incoming defer. It is given the source's capabilities, and asked in the end who runs
-    the guest.
-
-    The source's migration capabilities events and return-path are turned on (with --allow-no-return-path only
-    events), and set back if the guest stays. Everything else is left as it is: what cannot be filtered is refused
-    before anything is changed. A QMP socket serves one client at a time.
+    the guest. The source's migration capabilities events and return-path are turned on (with --allow-no-return-path
+    only events), and set back if the guest stays. Everything else is left as it is: what cannot be filtered is
+    refused before anything is changed. A QMP socket serves one client at a time.
 
     The modes are those of 'qmpfilter relay'. A signal cancels the migration before the destination may start the
-    guest, and changes nothing after that. When a QMP connection is lost, the migration goes on.
+    guest, and changes nothing after that. --dry-run says what is known before there is a stream; the guest runs on.
 
     Exit status: 0 the destination runs the guest; 4 vetoed and 6 refused, failed or cancelled: the guest stays at
     the source; 5 in doubt, or it runs at both ends or at none; 2 a bug of qmpfilter; 3 wrong usage, settings that
     forbid it, or a problem of this host: nothing was begun.
     """
-    migration = Migration(
-        Source(qmp, leave_return_path=choices.policy.without_return_path),
-        Destination(target.removeprefix(QMP)) if target.startswith(QMP) else parse_address(target),
-        choices.policy,
-        choices.waits,
-        is_off=KILL_SWITCH.exists,
-        read_memory=read_vmcb12 == "auto",
+    read_memory = read_vmcb12 == "auto"
+    if qmp is not None:
+        _check_unused(virsh)
+        if len(ends) != 1:
+            raise click.UsageError("--qmp SOCKET takes TARGET, and nothing else")
+        return migrate_qmp(qmp, ends[0], read_memory, choices)
+    if len(ends) != 2:
+        raise click.UsageError("DOMAIN and DESTURI are needed, or --qmp SOCKET and TARGET")
+    domain, desturi = ends
+    request = Request(
+        domain,
+        desturi,
+        connect=virsh.pop("connect"),
+        relay_at=virsh.pop("relay_at"),
+        onward=virsh.pop("onward"),
+        dry_run=virsh.pop("dry_run"),
+        pace=_pace(**{name: virsh.pop(name) for name in _PACE}),
+        read_memory=read_memory,
+        given=virsh,
     )
-    with MigrationProgress() as progress:
-        try:
-            outcome = asyncio.run(_run(migration, progress))
-        except asyncio.CancelledError:
-            raise click.Abort from None
-    choices.write_report(migration.report())
-    write_out(as_text(migration.relay, migration.gate) + _both_as_text(migration))
-    return _judge(migration, outcome)
+    return migrate_domain(request, choices)
 
 
-async def _run(migration: Migration, progress: MigrationProgress) -> Outcome:
-    loop = asyncio.get_running_loop()
-
-    def interrupt() -> None:
-        migration.interrupt()
-        if migration.committed:
-            progress.say("the destination may run the guest already: still waiting for its word")
-
-    def signalled() -> None:
-        loop.call_soon_threadsafe(interrupt)
-
-    work = asyncio.create_task(migration.run())
-    with on_signal(signalled):
-        while not work.done():
-            await asyncio.wait((work,), timeout=_SHOW_SECONDS)
-            progress.update(migration.source.info)
-    return work.result()
+def _pace(
+    timeout: int | None, timeout_suspend: bool, timeout_postcopy: bool, postcopy_after_precopy: bool
+) -> Pace:  # fmt: skip
+    if timeout_suspend and timeout_postcopy:
+        raise click.UsageError("--timeout-suspend and --timeout-postcopy exclude each other")
+    if (timeout_suspend or timeout_postcopy) and timeout is None:
+        raise click.UsageError("--timeout SECONDS is missing")
+    return Pace(timeout, Late.POSTCOPY if timeout_postcopy else Late.SUSPEND, postcopy_after_precopy)
 
 
-def _both_as_text(migration: Migration) -> str:
-    lines = _as_lines("source", migration.source)
-    if migration.destination is not None:
-        lines += _as_lines("destination", migration.destination)
-    return "".join(f"  {line}\n" for line in lines)
-
-
-def _as_lines(name: str, end: Endpoint) -> list[str]:
-    info = end.info
-    migration = info.status or "not begun"
-    if info.error:
-        migration += f" ({info.error})"
-    if info.completed and info.total_time:
-        migration += f" in {info.total_time} ms, guest stopped for {info.downtime} ms"
-    guest = "gone" if end.gone else end.guest or "not known"
-    first = f"{name}, QEMU {end.version}: migration {migration}; guest {guest}"
-    return [first, *(f"{name}: {problem}" for problem in end.problems)]
-
-
-def _judge(migration: Migration, outcome: Outcome) -> int:
-    """The exit status; what the operator has to know goes to standard error."""
-    source, where = migration.source, migration.whereabouts
-    doubtful = outcome in (Outcome.SENT, Outcome.IN_DOUBT)
-    if where in _ALARMS:
-        return _say(_ALARMS[where], EXIT_IN_DOUBT)
-    if doubtful and where in (Whereabouts.SOURCE, Whereabouts.DESTINATION):
-        status = 0 if where is Whereabouts.DESTINATION else EXIT_STAYED
-        return _say(f"both QEMUs were asked: the {where.value} has the guest", status)
-    if outcome is Outcome.VETOED:
-        again = "runs again" if source.runs else f"is {source.guest or 'not known to run'}"
-        return _say(f"{migration.relay.session.reason}; at the source the guest {again}", STATUS[outcome])
-    return STATUS[outcome]
-
-
-def _say(text: str, status: int) -> int:
-    print(f"qmpfilter: {text}", file=sys.stderr)
-    return status
+def _check_unused(virsh: dict[str, Any]) -> None:
+    """What only libvirt could heed would be lost without a word."""
+    for parameter in click.get_current_context().command.params:
+        if virsh.get(parameter.name or ""):
+            raise click.UsageError(f"{parameter.opts[0]} is for a domain of libvirt, and --qmp is given")

@@ -44,21 +44,24 @@ class MigrationProgress:
         else:
             print(text, file=sys.stderr, flush=True)
 
-    def update(self, info: MigrationInfo) -> None:
-        """The last that is known."""
+    def update(self, info: MigrationInfo, filtered: str = "") -> None:
+        """The last that is known.
+
+        :param filtered: what passed through the filter, in words
+        """
         if self._bar is not None:
             self._bar.update(
                 self._bar.task_ids[0],
                 total=info.total or None,
                 completed=info.total - info.remaining,
                 description=info.status,
-                details=_details(info),
+                details=_joined(_details(info), filtered),
             )
             return
         now = time.monotonic()
         if info.begun and (info.status != self._state or now >= self._next):
             self._state, self._next = info.status, now + _LINE_SECONDS
-            self.say(as_line(info))
+            self.say(_joined(as_line(info), filtered))
 
 
 def as_line(info: MigrationInfo) -> str:
@@ -79,6 +82,10 @@ def as_size(count: int) -> str:
 def _details(info: MigrationInfo) -> str:
     text = f"{as_size(info.remaining)} of {as_size(info.total)} left, {as_size(info.rate)}/s"
     return f"{text}, the guest changes {as_size(info.dirty_rate)}/s" if info.dirty_rate else text
+
+
+def _joined(*texts: str) -> str:
+    return "; ".join(text for text in texts if text)
 
 
 def _bar() -> Progress:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
@@ -43,11 +44,13 @@ class Choices:
     """What the options say.
 
     :param report: where to write what happened
+    :param given: fields of the policy that were said and not left at their default
     """
 
     policy: Policy
     waits: Waits
     report: Path | None
+    given: frozenset[str] = frozenset()
 
     def write_report(self, told: Mapping[str, Any]) -> None:
         """All of the file or nothing, for its owner alone; nothing if none was asked for. The migration is over,
@@ -131,7 +134,8 @@ def policy_options(defaults: Waits | None = None) -> Callable[[Callable[..., int
                 accepted=LOST_ANYWAY | set(accept),
                 without_return_path=allow_no_return_path,
             )
-            return command(choices=Choices(policy, replace(usual, **_seconds(deadlines)), report), **others)
+            waits = replace(usual, **_seconds(deadlines))
+            return command(choices=Choices(policy, waits, report, _given()), **others)
 
         result: Callable[..., int] = chosen
         for option in reversed(_OPTIONS):
@@ -139,6 +143,11 @@ def policy_options(defaults: Waits | None = None) -> Callable[[Callable[..., int
         return result
 
     return decorate
+
+
+def _given() -> frozenset[str]:
+    source = click.get_current_context().get_parameter_source
+    return frozenset(one.name for one in fields(Policy) if source(one.name) is ParameterSource.COMMANDLINE)
 
 
 def _seconds(deadlines: tuple[str, ...]) -> dict[str, float]:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import tomllib
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from qmpfilter.relay.address import Address, UnixAddress, parse_address
 from qmpfilter.relay.limits import Waits
 from qmpfilter.verdict.facts import HostFacts
 
-__all__ = ["DEFAULT", "Audit", "Config", "Expose", "Keep", "checked", "load"]
+__all__ = ["DEFAULT", "Audit", "Config", "Expose", "Ingress", "Keep", "checked", "load"]
 
 DEFAULT: Final = Path("/etc/qmpfilter/qmpfilter.toml")
 """Read if no other file is named; it may be missing."""
@@ -56,6 +57,18 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
+class Ingress:
+    """What is put before QEMUs that libvirt has wait for a migration.
+
+    :param required: a migration that cannot be filtered here is refused
+    :param addresses: where sources come when QEMU waits at a loopback address; none for all of this host
+    """
+
+    required: bool = False
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Expose:
     """Counters for Prometheus.
 
@@ -82,6 +95,7 @@ class Config:
     :param waits: deadlines of every session
     :param keep: which reports are kept
     :param audit: the log of what was let go
+    :param ingress: what is put before QEMUs that libvirt has wait
     :param metrics: counters for Prometheus
     :param most_sessions: that run at once
     :param log: where the log goes
@@ -95,6 +109,7 @@ class Config:
     waits: Waits = field(default_factory=Waits)
     keep: Keep = field(default_factory=Keep)
     audit: Audit = field(default_factory=Audit)
+    ingress: Ingress = field(default_factory=Ingress)
     metrics: Expose = field(default_factory=Expose)
     most_sessions: int = 64
     log: Form = Form.AUTO
@@ -110,6 +125,10 @@ class Config:
     def audit_directory(self) -> Path:
         """Where the audit log is, if there is one."""
         return self.state / "audit"
+
+    def records_directory(self, session: str) -> Path:
+        """Where the svm2 records of a session's guest are kept."""
+        return self.state / "records" / session
 
     @property
     def kill_switch(self) -> Path:
@@ -147,6 +166,15 @@ def _codes(value: Any) -> frozenset[str]:
     if not isinstance(value, list) or not all(isinstance(code, str) and code for code in value):
         raise _WrongError("a list of codes of losses")
     return frozenset(value)
+
+
+def _hosts(value: Any) -> tuple[str, ...]:
+    try:
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            return tuple(str(ipaddress.ip_address(one)) for one in value)
+    except ValueError:
+        pass
+    raise _WrongError("a list of IP addresses")
 
 
 def _one_of(kind: type[Mode] | type[Enforcement] | type[Form]) -> Callable[[Any], Any]:
@@ -193,6 +221,8 @@ _KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     **{f"deadlines.{one.name}": _seconds for one in fields(Waits)},
     "audit.enabled": _flag,
     "audit.required": _flag,
+    "ingress.required": _flag,
+    "ingress.addresses": _hosts,
     "metrics.listen": _address,
     "metrics.textfile": _absolute,
     "reports.keep_days": _span,
@@ -224,6 +254,7 @@ def load(path: Path | None = None) -> Config:
         waits=Waits(**_of_table(values, "deadlines")),
         keep=Keep(**{name.removeprefix("keep_"): value for name, value in _of_table(values, "reports").items()}),
         audit=Audit(**_of_table(values, "audit")),
+        ingress=Ingress(**_of_table(values, "ingress")),
         metrics=Expose(**_of_table(values, "metrics")),
         most_sessions=values.get("max_sessions", Config().most_sessions),
         log=values.get("log", Config().log),

@@ -31,6 +31,9 @@ relay       ``listen``, ``connect``: addresses with     ``session``, and ``liste
 reload                                                  ``config``: the files that were read. A configuration
                                                         that is wrong changes nothing
 off, on                                                 ``off``: whether everything passes as it is
+hook        ``operation``, ``sub``, ``extra`` as        ``xml`` (the domain's XML, changed), ``veto`` (one
+            libvirt runs its hook with, ``domain``,     sentence), or neither
+            ``xml``
 =========== =========================================== ==========================================================
 
 A running session has ``session``, ``listen``, ``connect``, ``mode``, ``verdict``, ``began``, ``asked_by`` (the user

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Final
 from qmpfilter import __version__
 from qmpfilter.daemon.config import Config, checked, load
 from qmpfilter.daemon.control import Control, Request
+from qmpfilter.daemon.hooks import Hooks
+from qmpfilter.daemon.ingress import Front
 from qmpfilter.daemon.logs import configure
 from qmpfilter.daemon.notify import Notifier, inherited_listener
 from qmpfilter.daemon.reports import Reports
@@ -90,6 +92,7 @@ class _Daemon:
         reports = Reports(config.state / "sessions")
         reports.prune(config.keep)
         self._roster = Roster(config, reports, self._ended)
+        self._hooks = Hooks(self._roster)
         self._metrics = self._make_metrics()
         self._stopping = asyncio.Event()
         self._again = asyncio.Event()
@@ -102,6 +105,7 @@ class _Daemon:
             "reload": self._reload,
             "off": self._off,
             "on": self._on,
+            "hook": self._hooks.answer,
         }
         self._notifier = Notifier(os.environ)
         self._control = Control(str(config.socket), operations, inherited_listener(os.environ))
@@ -112,6 +116,7 @@ class _Daemon:
             loop.add_signal_handler(number, self._heed_end)
         loop.add_signal_handler(signal.SIGHUP, self._heed_reload)
         self._roster.adopt()
+        self._hooks.learn()
         await self._control.start()
         _log.info("qmpfilter %s answers at %s", __version__, self._config.socket)
         self._notifier.say(READY="1", STATUS="waits for migrations")
@@ -161,6 +166,7 @@ class _Daemon:
             await asyncio.sleep(_METRICS_SECONDS)
 
     def _ended(self, report: Mapping[str, Any]) -> None:
+        Front.clear(report)
         if self._metrics is not None:
             self._metrics.count(report)
 
@@ -201,6 +207,7 @@ class _Daemon:
             if getattr(config, what) != getattr(self._config, what):
                 raise HostError(f"{name} cannot change while the daemon runs: restart it")
         self._config = self._roster.config = config
+        self._hooks.learn()
         if self._metrics is not None:
             self._metrics.configured(config.policy.mode)
         _log.info("configuration read: %s", ", ".join(map(str, config.files)) or "defaults")

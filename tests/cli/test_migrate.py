@@ -116,7 +116,12 @@ def test_a_signal_cancels_it(number: signal.Signals, pair: Pair) -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["unix:/a"], "Missing option '--qmp'"),
+        (["unix:/a"], "DOMAIN and DESTURI are needed, or --qmp SOCKET and TARGET"),
+        (["--qmp", "/nowhere/qmp", "guest", "unix:/a"], "--qmp SOCKET takes TARGET, and nothing else"),
+        (["--qmp", "/nowhere/qmp", "unix:/a", "--p2p"], "--p2p is for a domain of libvirt"),
+        (["guest", "qemu:///session", "--tls"], "--tls has QEMU encrypt its stream, which then cannot be filtered"),
+        (["guest", "qemu:///session", "--tunnelled"], "past every filter"),
+        (["guest", "qemu:///session", "--timeout-postcopy"], "--timeout SECONDS is missing"),
         (["--qmp", "/nowhere/qmp", "unix:/a"], "cannot connect to the QMP socket /nowhere/qmp: No such file"),
         (["--qmp", "/nowhere/qmp", "nowhere"], "'nowhere' is not an address that can be relayed"),
         (["--qmp", "/nowhere/qmp", "original"], "'original' is not an address that can be relayed"),

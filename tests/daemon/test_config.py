@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpfilter.daemon.config import Audit, Config, Expose, Keep, load
+from qmpfilter.daemon.config import Audit, Config, Expose, Ingress, Keep, load
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode
 from qmpfilter.relay.limits import Waits
@@ -43,7 +43,7 @@ def test_the_example_shows_every_default(tmp_path: Path) -> None:
     assert replace(shown, metrics=Expose()) == defaults
     assert (defaults.waits, defaults.keep, defaults.policy) == (Waits(), Keep(), Config().policy)
     flat = tomllib.loads(text)
-    tables = {"deadlines": Waits, "reports": Keep, "audit": Audit, "metrics": Expose}
+    tables = {"deadlines": Waits, "reports": Keep, "audit": Audit, "ingress": Ingress, "metrics": Expose}
     assert len(flat) == 10 + len(tables)
     assert {name: len(flat[name]) for name in tables} == {name: len(fields(kind)) for name, kind in tables.items()}
 

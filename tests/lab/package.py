@@ -34,6 +34,12 @@ def _packed_package() -> bytes:
     return packed.getvalue()
 
 
+def unpack_package(directory: Path) -> None:
+    """Puts it into a directory, where it and what it imports can be found."""
+    with zipfile.ZipFile(io.BytesIO(_packed_package())) as archive:
+        archive.extractall(directory)
+
+
 def run_python(host: EmulatedHost, arguments: Sequence[str], files: Mapping[str, bytes], seconds: float) -> Result:
     """Runs Python in a host, where it and what it starts can import the package; raises like EmulatedHost.run."""
     return host.run(["env", f"PYTHONPATH={installed(host)}", "python3", *arguments], files, seconds)

@@ -20,24 +20,32 @@ import pytest
 
 from .hosts import Host, host_image
 from .inhost.waiting import wait_until
+from .package import unpack_package
 
 SECONDS: Final = 60.0
 # Debian's libvirt-qemu; any user but root will do, because root's daemon is the system's.
 _USER: Final = (64055, 65534)
 _SCRIPT: Final = Path(__file__).parent / "session.sh"
 _QUOTED: Final = 4000
+_PACKAGE: Final = "package"
 
 
-GUEST = """<domain type='qemu'>
+GUEST = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>guest</name>
   <memory unit='MiB'>64</memory><vcpu>2</vcpu>
   <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
   <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator><serial type='null'/><memballoon model='none'/>
-  </devices>
+  </devices>{more}
 </domain>
 """
+# What cannot be compressed takes time where bandwidth is limited.
+_FULL: Final = """
+  <qemu:commandline>
+    <qemu:arg value='-device'/><qemu:arg value='loader,addr=0x1000000,file=/shared/noise,force-raw=on'/>
+  </qemu:commandline>"""
+_NOISE: Final = 16 << 20
 
 
 class VirshError(Exception):
@@ -128,29 +136,81 @@ class SessionDaemon:
                 return "absent"
             raise
 
-    def _run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
+    def qmpfilter(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """The command, beside this libvirt, which is its default; takes a shared directory with the package."""
+        return self._run([*self._qmpfilter, *argv])
+
+    @contextmanager
+    def running_qmpfilter(self, *argv: str) -> Iterator[Started]:
+        """The same, while it runs; it is killed if it has not ended with the block."""
+        with subprocess.Popen(
+            [*self._within, *self._qmpfilter, *argv],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+        ) as process:  # fmt: skip
+            try:
+                yield Started(process)
+            finally:
+                process.kill()
+
+    @property
+    def _qmpfilter(self) -> list[str]:
+        settings = [f"LIBVIRT_DEFAULT_URI={self.uri}", f"PYTHONPATH=/shared/{_PACKAGE}"]
+        return ["env", *settings, "python3", "-m", "qmpfilter"]
+
+    @property
+    def _within(self) -> list[str]:
         enter = ["nsenter", "--mount", "--pid", f"--target={self._inside}"]
         user = "{}:{}".format(*_USER)
         settings = ["env", "-i", "PATH=/usr/bin:/bin", "LC_ALL=C", f"HOME=/shared/{self.name}"]
+        return [*enter, "chroot", f"--userspec={user}", self._root, *settings]
+
+    def _run(self, argv: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*enter, "chroot", f"--userspec={user}", self._root, *settings, *argv],
-            capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [*self._within, *argv], capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL
+        )
+
+
+class Started:
+    """A program that runs in a session.
+
+    :ivar process: who waits for it there
+    """
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def signal(self, number: signal.Signals) -> None:
+        """To the program itself."""
+        pid = self.process.pid
+        os.kill(int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0]), number)
+
+
+def provide_package(shared: Path) -> None:
+    """Put the package where sessions find it; what its modules compile to is kept there for all of them."""
+    unpack_package(shared / _PACKAGE)
+    for path in (shared / _PACKAGE, *(shared / _PACKAGE).rglob("*")):
+        os.chown(path, *_USER)
 
 
 def shared_directory(directories: pytest.TempPathFactory) -> Path:
-    """A directory for the sessions of a test, which another user can enter, with the guest's XML in it."""
+    """A directory for the sessions of a test, which another user can enter, with the XML of guests in it."""
     shared = directories.mktemp("shared")
     for directory in (shared, shared.parent, shared.parent.parent):
         directory.chmod(0o755)
-    (shared / "guest.xml").write_text(GUEST)
+    (shared / "guest.xml").write_text(GUEST.format(more=""))
+    (shared / "full.xml").write_text(GUEST.format(more=_FULL))
     return shared
 
 
 @contextmanager
-def guest_of(first: SessionDaemon, *others: SessionDaemon) -> Iterator[None]:
-    """A guest that runs at the first; what is left of it goes, wherever it is."""
-    first.virsh("create", "/shared/guest.xml")
+def guest_of(first: SessionDaemon, *others: SessionDaemon, full: bool = False) -> Iterator[None]:
+    """A guest that runs at the first; what is left of it goes, wherever it is.
+
+    :param full: a quarter of its memory is noise, which is never sent in a moment
+    """
+    if full:
+        (first.directory.parent / "noise").write_bytes(os.urandom(_NOISE))
+    first.virsh("create", f"/shared/{'full' if full else 'guest'}.xml")
     try:
         yield
     finally:
