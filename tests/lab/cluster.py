@@ -172,7 +172,7 @@ class Cluster:
                 self.members[number] = stack.enter_context(Member(hosts[number], addresses, ends[number]))
 
             self.members: dict[int, Member] = {}
-            _each(boot, range(len(hosts)))
+            each(boot, range(len(hosts)))
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Cluster:
@@ -186,7 +186,7 @@ class Cluster:
 
     def restart(self) -> None:
         """Boots all of them again, whatever they were doing."""
-        _each(Member.restart, self.members.values())
+        each(Member.restart, self.members.values())
 
     def start(self, host: Host, modes: str = MODES, dirty: int = 0, spin: int = 400_000) -> Journey:
         """A guest that runs at a host, and no other anywhere; each vCPU has said something."""
@@ -198,7 +198,7 @@ class Cluster:
         return Journey(self[host], rounds)
 
 
-def _each(action: Callable[[_T], object], among: Iterable[_T]) -> None:
+def each(action: Callable[[_T], object], among: Iterable[_T]) -> None:
     """Does it with each of them at the same time."""
     with ThreadPoolExecutor() as pool:
         for future in [pool.submit(action, one) for one in among]:

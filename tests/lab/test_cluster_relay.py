@@ -82,7 +82,7 @@ def test_what_a_destination_would_refuse_stays_and_virsh_says_why(
 def test_without_a_relay_old_takes_and_breaks_it(cluster: Cluster) -> None:
     journey, old = cluster.start(MID), cluster[OLD]
     with without_npt(old):
-        journey.here.virsh(*migrate(old))
+        journey.here.virsh(*migrate(old, "--listen-address", old.address))
         with pytest.raises((Corruption, TimeoutError)):
             journey.arrived(old)
         assert journey.here.state() == "absent"
