@@ -27,11 +27,13 @@ PLACE: Final = "/srv/guest"
 #: Two L2s: one whose paging L1 shadows, one with nested paging.
 MODES: Final = "2n"
 DOMAIN: Final = "nested"
-#: All three QEMUs have this machine type. QEMU begins a console anew, so that it holds what was printed at this host.
+#: All three QEMUs have this machine type. Its vCPUs, which never rest, leave the host's only processor to everything
+#: else. QEMU begins a console anew, so that it holds what was printed at this host.
 XML: Final = f"""<domain type='kvm'>
   <name>{DOMAIN}</name>
   <uuid>6e657374-6564-4000-8000-000000000002</uuid>
   <memory unit='MiB'>32</memory><vcpu>{{vcpus}}</vcpu>
+  <cputune><vcpusched vcpus='0-{{last}}' scheduler='idle'/></cputune>
   <os>
     <type arch='x86_64' machine='pc-i440fx-7.2'>hvm</type>
     <kernel>{PLACE}/l1.elf</kernel>
@@ -192,7 +194,7 @@ class Cluster:
         """A guest that runs at a host, and no other anywhere; each vCPU has said something."""
         for member in self.members.values():
             member.clear()
-        xml = XML.format(vcpus=len(modes), modes=modes, dirty=dirty, spin=spin)
+        xml = XML.format(vcpus=len(modes), last=len(modes) - 1, modes=modes, dirty=dirty, spin=spin)
         self[host].create(xml)
         rounds = self[host].wait_for_rounds(dict.fromkeys(range(len(modes)), 0))
         return Journey(self[host], rounds)
