@@ -51,6 +51,7 @@ XML: Final = f"""<domain type='kvm'>
 """
 _LIST: Final = ("list", "--all", "--name")
 _T = TypeVar("_T")
+_Result = TypeVar("_Result")
 
 
 class Member(EmulatedHost):
@@ -200,11 +201,10 @@ class Cluster:
         return Journey(self[host], rounds)
 
 
-def each(action: Callable[[_T], object], among: Iterable[_T]) -> None:
-    """Does it with each of them at the same time."""
+def each(action: Callable[[_T], _Result], among: Iterable[_T]) -> list[_Result]:
+    """Does it with each of them at the same time; what came of it, in their order."""
     with ThreadPoolExecutor() as pool:
-        for future in [pool.submit(action, one) for one in among]:
-            future.result()
+        return [future.result() for future in [pool.submit(action, one) for one in among]]
 
 
 def once_more(test: Callable[..., None]) -> Callable[..., None]:
