@@ -25,11 +25,10 @@ __all__ = ["check_image"]
 _log: Final = logging.getLogger(__name__)
 
 _LIBVIRTS: Final = ("libvirtd", "virtqemud")
+_NATIVE: Final = "native"  # the verdict's code for what no QEMU takes
 _BUFFER: Final = 1 << 20
 # A hook has ten seconds, and the domain's memory passes before what is looked for.
 _SECONDS: Final = 7.0
-# Code of the verdict's rule (qmpfilter.verdict.checks).
-_NATIVE: Final = "native"
 
 
 def check_image(uuid: str, policy: Policy, proc: Path = Path("/proc")) -> None:
@@ -80,11 +79,19 @@ def _open_images(proc: Path) -> Iterator[Path]:
         try:
             if not process.name.isdigit() or process.joinpath("comm").read_text().strip() not in _LIBVIRTS:
                 continue
-            for descriptor in process.joinpath("fd").iterdir():
-                if descriptor.is_file():
-                    with descriptor.open("rb") as file:
-                        if file.read(len(MAGIC)) == MAGIC:
-                            yield descriptor
+            descriptors = list(process.joinpath("fd").iterdir())
         except OSError:
-            # It has ended, or closed it.
+            # It has ended.
             continue
+        yield from filter(_is_image, descriptors)
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        # Closed since it was listed.
+        return False

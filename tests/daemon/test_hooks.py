@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What libvirt's hook is told, without a libvirt."""
+"""What libvirt's hook is answered, without a libvirt."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,77 +14,88 @@ import pytest
 from qmpfilter.daemon.config import Config, Ingress
 from qmpfilter.daemon.control import Request
 from qmpfilter.daemon.hooks import Hooks
-from qmpfilter.daemon.reports import Reports, is_name
+from qmpfilter.daemon.reports import Reports, new_name
 from qmpfilter.daemon.roster import Roster
 from qmpfilter.errors import HostError
-from qmpfilter.filter.policy import Mode
-from qmpfilter.libvirt.arrival import NAMESPACE, Arrival
-from qmpfilter.libvirt.domain import DomainXml, Element
-from qmpfilter.libvirt.metadata import NAMESPACE as POLICY
+from qmpfilter.libvirt import arrival
+from qmpfilter.libvirt.arrival import Arrival
+from qmpfilter.libvirt.domain import DomainXml
 
-XML = "<domain>\n  <name>guest</name>\n  <uuid>0a-1b</uuid>\n</domain>\n"
-
-
-def policy(**attributes: str) -> str:
-    return DomainXml(XML).with_element(Element(POLICY, "q", "policy", attributes))
+XML = "<domain>\n  <name>g</name>\n  <uuid>0a7f</uuid>\n</domain>\n"
+NONSENSE = "<metadata><p:policy xmlns:p='urn:qmpfilter:policy:1' mode='fast'/></metadata>\n</domain>"
 
 
-class Asked:
-    """Hooks of a daemon that has no sessions, asked once each."""
-
-    def __init__(self, directory: Path, *, required: bool = False, allowed: Mode | None = None) -> None:
-        self.config = Config(runtime=directory, state=directory, ingress=Ingress(required=required))
-        self._allowed = allowed
-
-    def answer(self, operation: str, sub: str = "begin", **given: Any) -> dict[str, Any]:
-        async def ask() -> dict[str, Any]:
-            hooks = Hooks(Roster(self.config, Reports(self.config.state / "sessions")), lambda *_: self._allowed)
-            values = {"operation": operation, "sub": sub, "extra": "-", "domain": "guest", "xml": XML, **given}
-            return await hooks.answer(Request(values, "somebody"))
-
-        return asyncio.run(ask())
+@pytest.fixture
+def roster(tmp_path: Path) -> Roster:
+    return Roster(Config(runtime=tmp_path, state=tmp_path / "state"), Reports(tmp_path / "state/sessions"))
 
 
-def test_a_domain_that_comes_is_told_how(tmp_path: Path) -> None:
-    answer = Asked(tmp_path).answer("migrate")
-    told = Arrival.of(DomainXml(answer["xml"]).attributes(NAMESPACE) or {})
-    assert told is not None
-    assert is_name(told.session)
-    assert told.records == str(tmp_path / "records" / told.session)
-    assert DomainXml(answer["xml"]).without_element(NAMESPACE).replace("  <metadata>\n  </metadata>\n", "") == XML
+def ask(roster: Roster, operation: str, xml: str = XML, domain: str = "g") -> dict[str, Any]:
+    name, sub = operation.split()
+    request = Request({"operation": name, "sub": sub, "extra": "-", "domain": domain, "xml": xml})
+    return asyncio.run(Hooks(roster, lambda *_: None).answer(request))
 
 
-def test_with_the_switch_on_nothing_is_changed(tmp_path: Path) -> None:
-    asked = Asked(tmp_path)
-    asked.config.kill_switch.touch()
-    assert asked.answer("migrate") == {}
-    assert asked.answer("restore") == {}
+def told(xml: str) -> Arrival:
+    found = Arrival.of(DomainXml(xml).attributes(arrival.NAMESPACE) or {})
+    assert found is not None
+    return found
 
 
-@pytest.mark.parametrize("operation", ["migrate", "restore"])
-def test_a_policy_that_makes_no_sense_is_a_veto(tmp_path: Path, operation: str) -> None:
-    answer = Asked(tmp_path).answer(operation, xml=policy(mode="fast"))
-    assert "cannot be understood" in answer["veto"]
+def test_what_arrives_is_named_in_its_metadata(roster: Roster) -> None:
+    found = told(ask(roster, "migrate begin")["xml"])
+    assert found.host == socket.gethostname()
+    assert found.records == str(roster.config.state / "records" / found.session)
+    assert roster.is_free(found.session)
 
 
-@pytest.mark.parametrize("operation", ["started", "stopped"])
-def test_a_domain_without_a_qemu_that_waits_is_none_of_ours(tmp_path: Path, operation: str) -> None:
-    assert Asked(tmp_path).answer(operation, "begin" if operation == "started" else "end") == {}
+def test_a_second_arrival_takes_the_place_of_the_first(roster: Roster) -> None:
+    once = ask(roster, "migrate begin")["xml"]
+    twice = ask(roster, "migrate begin", once)["xml"]
+    assert told(twice).session != told(once).session
+    assert twice.count(arrival.NAMESPACE) == 1
+
+
+@pytest.mark.parametrize("operation", ["migrate begin", "restore begin"])
+def test_a_policy_that_makes_no_sense_is_vetoed_but_not_with_the_switch_on(roster: Roster, operation: str) -> None:
+    xml = XML.replace("</domain>", NONSENSE)
+    assert "cannot be understood" in ask(roster, operation, xml)["veto"]
+    roster.config.kill_switch.touch()
+    assert ask(roster, operation, xml) == {}
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_what_cannot_be_looked_at_is_refused_only_where_that_is_required(tmp_path: Path, required: bool) -> None:
-    for given in ({"xml": "no XML"}, {"domain": "another"}):
-        answer = Asked(tmp_path, required=required).answer("migrate", **given)
-        assert answer.keys() == ({"veto"} if required else set())
-    # No libvirt of this machine has an image open.
-    assert Asked(tmp_path, required=required).answer("restore").keys() == ({"veto"} if required else set())
-    assert Asked(tmp_path, required=required).answer("stopped", "end", xml="no XML") == {}
+def test_an_image_that_cannot_be_looked_at_is_restored(roster: Roster, required: bool) -> None:
+    roster.config = replace(roster.config, ingress=Ingress(required=required))
+    assert ask(roster, "restore begin") == {}
 
 
-@pytest.mark.parametrize("given", [{"operation": "prepare"}, {"domain": 5}, {"more": "x"}])
-def test_what_is_no_hook_is_an_error(tmp_path: Path, given: dict[str, Any]) -> None:
-    values = {"operation": "migrate", "sub": "begin", "domain": "guest", "xml": XML, **given}
-    hooks = Hooks(Roster(Config(runtime=tmp_path, state=tmp_path), Reports(tmp_path / "s")), lambda *_: None)
-    with pytest.raises(HostError):
-        asyncio.run(hooks.answer(Request(values)))
+@pytest.mark.parametrize(("required", "operation", "answer"), [
+    (False, "migrate begin", set()), (True, "migrate begin", {"veto"}), (True, "release end", set()),
+])  # fmt: skip
+@pytest.mark.parametrize(("xml", "domain"), [("", "g"), ("<domain>", "g"), (XML, "another")])
+def test_xml_that_makes_no_sense(
+    roster: Roster, required: bool, operation: str, answer: set[str], xml: str, domain: str
+) -> None:
+    roster.config = replace(roster.config, ingress=Ingress(required=required))
+    assert ask(roster, operation, xml, domain).keys() == answer
+
+
+@pytest.mark.parametrize("operation", ["started begin", "stopped end", "release end"])
+def test_a_domain_that_nobody_waits_for(roster: Roster, operation: str) -> None:
+    assert ask(roster, operation) == {}
+
+
+@pytest.mark.parametrize(("host", "is_taken"), [(socket.gethostname(), True), ("elsewhere", False)])
+def test_a_session_has_the_promised_name_only_where_it_was_promised(
+    roster: Roster, host: str, is_taken: bool
+) -> None:
+    name = new_name()
+    coming = Arrival(session=name, at="2026-01-01T00:00:00+00:00", host=host, version="1", records="/r")
+    domain = DomainXml(DomainXml(XML).with_element(coming.element()))
+    assert Hooks(roster, lambda *_: None)._session_of(domain) == (name if is_taken else "")
+
+
+def test_other_operations_are_an_error(roster: Roster) -> None:
+    with pytest.raises(HostError, match="no hook is run for prepare begin"):
+        ask(roster, "prepare begin")

@@ -108,6 +108,8 @@ BROKEN: dict[str, Reply | None] = {
     "silent": hangs,
     "gone": lambda connection: connection.close(),
     "rubbish": lambda connection: connection.sendall(b"\xff\xfe\n"),
+    "rubbish without a bottom": lambda connection: connection.sendall(b"[" * 200_000 + b"\n"),
+    "no characters": says({"xml": "\ud800"}),
     "no object": says([1]),
     "of a wrong kind": says({"xml": 5}),
     "without an end": lambda connection: connection.sendall(b"{"),
@@ -130,11 +132,13 @@ def test_without_an_answer_the_settings_decide(
     assert "s3cret" not in done.stderr
 
 
-@pytest.mark.parametrize("settings", ["colour = red\n", "require_daemon = maybe\n", "deadline = soon\n", "socket\n"])
+@pytest.mark.parametrize("settings", ["colour = red\n", "require_daemon = maybe\n", "deadline = soon\n", "socket\n",
+                                      "deadline = inf\n", "deadline = nan\n", "deadline = 0\n"])  # fmt: skip
 def test_settings_that_make_no_sense_are_said_and_stop_nothing(make: Callable[..., Fake], settings: str) -> None:
     done = make(None, settings).run("g", "started", "begin", "-")
     assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr
+    assert done.stderr.startswith("qmpfilter: the daemon does not answer (")
+    assert done.stderr.count("\n") == 1
 
 
 CARED_FOR_BY_NOBODY = ("prepare begin", "start begin", "reconnect begin", "attach begin", "migrate end", "new begin")

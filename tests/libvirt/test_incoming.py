@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from pathlib import Path
@@ -77,6 +78,15 @@ def test_where_it_waits(proc: Proc) -> None:
     assert found is not None
     assert found.pid == 7
     assert found.listens == (TcpAddress("127.0.0.2", 49152), UnixAddress("/run/m 1.sock"))
+
+
+def test_a_descriptor_that_is_closed_meanwhile_hides_no_other(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
+    proc.qemu(*WAITING, sockets={3: 30}, tcp=row("127.0.0.2", 49152, 30))
+    listed = os.listdir
+    monkeypatch.setattr("os.listdir", lambda path: [*(["2"] if str(path).endswith("/fd") else []), *listed(path)])
+    found = find_incoming(UUID, proc=proc.root)
+    assert found is not None
+    assert found.listens == (TcpAddress("127.0.0.2", 49152),)
 
 
 def test_nobody_waits(proc: Proc) -> None:
