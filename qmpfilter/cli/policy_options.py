@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
-from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.limits import LONGEST, Waits
 from qmpfilter.relay.session import Outcome
 from qmpfilter.saveimage.outfile import OutputFile
 from qmpfilter.verdict.facts import HostFacts
@@ -158,6 +158,9 @@ def _seconds(deadlines: tuple[str, ...]) -> dict[str, float]:
             given[name] = float(seconds)
         except ValueError:
             raise click.UsageError(f"--deadline {text}: NAME=SECONDS is needed") from None
-        if name not in _NAMES or not 0 < given[name] < float("inf"):
-            raise click.UsageError(f"--deadline {text}: one of {', '.join(_NAMES)}, with more than 0 seconds")
+        if name not in _NAMES or not 0 < given[name] <= LONGEST:
+            names = ", ".join(_NAMES)
+            raise click.UsageError(
+                f"--deadline {text}: one of {names}, with more than 0 and at most {LONGEST:.0f} seconds"
+            )
     return given

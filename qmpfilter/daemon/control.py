@@ -11,7 +11,8 @@ op          takes                                       gives
 =========== =========================================== ==========================================================
 status                                                  ``version``, ``pid``, ``began``, ``config`` (files),
                                                         ``runtime``, ``state``, ``mode``, ``verdict``,
-                                                        ``max_sessions``, ``running``, ``draining``, ``off``
+                                                        ``max_sessions``, ``running``, ``draining``, ``off``,
+                                                        ``cluster``: null, or what this host is in it
 sessions    ``limit``: of ended ones, 100 by default    ``running`` and ``ended``: lists, the newest first
 show        ``session``                                 ``running``: it as in ``sessions``, or ``report``: all of it
 stop        ``session``                                 nothing. Before the commit point the guest stays at the
@@ -27,10 +28,20 @@ relay       ``listen``, ``connect``: addresses with     ``session``, and ``liste
             values another ``mode``, ``verdict``,
             ``allow_no_return_path``, and more codes
             to ``accept``; ``host``: the destination's
-            facts, as an object; ``deadlines``
+            facts, as an object; ``deadlines``; ``domain``:
+            its uuid; ``domain_mode``: the mode of its own
+            policy; ``destination``: the host's name, where
+            ``connect`` does not tell it. In a cluster a
+            mode is the most that is wanted: the answer has
+            the effective ``mode`` and ``why``
+explain     ``destination``, ``domain``, ``mode``,          ``mode``, ``why``, and ``steps``: who allows how much
+            ``domain_mode``, as of relay                    at most (``who``, ``most``, ``why``)
 reload                                                  ``config``: the files that were read. A configuration
                                                         that is wrong changes nothing
 off, on                                                 ``off``: whether everything passes as it is
+hook        ``operation``, ``sub``, ``extra`` as        ``xml`` (the domain's XML, changed), ``veto`` (one
+            libvirt runs its hook with, ``domain``,     sentence), or neither
+            ``xml``
 =========== =========================================== ==========================================================
 
 A running session has ``session``, ``listen``, ``connect``, ``mode``, ``verdict``, ``began``, ``asked_by`` (the user
@@ -48,6 +59,7 @@ import logging
 import os
 import socket
 import struct
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -64,6 +76,8 @@ _log: Final = logging.getLogger(__name__)
 _REQUEST_SECONDS: Final = 30.0
 _REST_SECONDS: Final = 2.0
 _OPERATION_SECONDS: Final = 120.0
+# From Python 3.13 on asyncio would remove the socket's path at its end, also one that a service manager listens on.
+_LEAVES_PATH: Final[dict[str, Any]] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
 _UCRED: Final = struct.Struct("3i")  # unix(7): pid, uid, gid
 
 
@@ -84,9 +98,9 @@ class Request:
         return self._take(key, str, "a text", default)  # type: ignore[no-any-return]
 
     def choice(self, key: str, among: list[str], default: str) -> str:
-        """One of some texts."""
+        """One of some texts; where it is missing the default, which need not be one of them."""
         value = self._take(key, str, "a text", default)
-        if value not in among:
+        if value not in among and value != default:
             raise HostError(f"{key}: one of {', '.join(among)} was expected, found {value!r}")
         return str(value)
 
@@ -168,7 +182,7 @@ class Control:
         :raises HostError: somebody else does, or the path cannot be used
         """
         listener = self._listener or self._address.listen()
-        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MOST)
+        self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MOST, **_LEAVES_PATH)
 
     async def close(self) -> None:
         """Answer nobody any more."""

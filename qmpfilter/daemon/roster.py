@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from qmpfilter.relay.address import QMP, Address, TcpAddress
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.order import Order
 
-__all__ = ["Roster", "Wanted"]
+__all__ = ["Listening", "Roster", "Wanted"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -37,22 +38,41 @@ _MOST_LOG_LINES: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
+class Listening:
+    """Sockets that listen already; who made them closes them.
+
+    :param shown: where, in words
+    """
+
+    shown: str
+    sockets: tuple[socket.socket, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """A session that is to be.
 
-    :param listen: where its source comes; None if it is told to migrate over QMP
+    :param listen: where its source comes: an address, or sockets; None if it is told to migrate over QMP
     :param connect: an address, or ``qmp:`` and a path: what :class:`~qmpfilter.relay.order.Order` takes
     :param asked_by: the user and process that ask for it
     :param qmp: the source's QMP socket, empty if it is not to be spoken with
+    :param session: its name, empty for a new one
+    :param name: of the domain, empty where it is not known
+    :param uuid: of the domain, empty where it is not known
+    :param keep_records: svm2 records of a guest that arrives are kept as files
     """
 
-    listen: Address | None
+    listen: Address | Listening | None
     connect: str
     policy: Policy
     waits: Waits
     asked_by: str
     qmp: str = ""
     read_vmcb12: bool = True
+    session: str = ""
+    name: str = ""
+    uuid: str = ""
+    keep_records: bool = False
 
 
 class Roster:
@@ -116,6 +136,8 @@ class Roster:
         try:
             if wanted.listen is None:
                 session, ready = await self._begin(wanted, f"{QMP}{wanted.qmp}", [])
+            elif isinstance(wanted.listen, Listening):
+                session, ready = await self._begin(wanted, wanted.listen.shown, wanted.listen.sockets)
             else:
                 with await self._listen(wanted.listen) as listener:
                     session, ready = await self._begin(wanted, _actual(wanted.listen, listener), [listener])
@@ -138,6 +160,10 @@ class Roster:
             ended = self.report(name) is not None
             raise HostError(f"session {name} has ended" if ended else f"there is no session {name}")
         self._workers[name].stop()
+
+    def is_free(self, name: str) -> bool:
+        """A session may be named so: it is a name, and no session has it or had it."""
+        return is_name(name) and name not in self.sessions and self.report(name) is None
 
     def report(self, name: str) -> dict[str, Any] | None:
         """That of a session that has ended, None if there is none.
@@ -186,7 +212,7 @@ class Roster:
     async def _begin(
         self, wanted: Wanted, listen: str, sockets: Sequence[socket.socket]
     ) -> tuple[Session, asyncio.Future[None]]:
-        name = new_name()
+        name = wanted.session or new_name()
         worker = await Worker.start(self._log(name))
         try:
             origin = Origin(
@@ -199,6 +225,7 @@ class Roster:
                 mode=wanted.policy.mode.value,
                 verdict=wanted.policy.enforcement.value,
                 asked_by=wanted.asked_by,
+                uuid=wanted.uuid,
             )
             self._write_origin(origin)
             order = Order(
@@ -215,6 +242,9 @@ class Roster:
                 audit_required=self.config.audit.required,
                 qmp=wanted.qmp,
                 read_vmcb12=wanted.read_vmcb12,
+                name=wanted.name,
+                uuid=wanted.uuid,
+                records=self.config.records_directory(name) if wanted.keep_records else None,
             )
             await worker.give(order, sockets)
         except BaseException:
@@ -287,6 +317,7 @@ class Roster:
                 return
         self._remove(name)
         self._reports.prune(self.config.keep)
+        self._prune_records()
 
     # --- files ---------------------------------------------------------------------------------
 
@@ -304,6 +335,12 @@ class Roster:
                 file.write(f"{origin.to_json()}\n")
         except OSError as error:
             raise HostError(f"{path}: {error.strerror or error}") from error
+
+    def _prune_records(self) -> None:
+        """Records of sessions that have no report any more."""
+        for path in (self.config.state / "records").glob("*"):
+            if is_name(path.name) and path.name not in self.sessions and not self._reports.path(path.name).exists():
+                shutil.rmtree(path, ignore_errors=True)
 
     def _remove(self, name: str) -> None:
         for path in (self._journal(name), self._log(name)):

@@ -19,20 +19,28 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qmpfilter import __version__
+from qmpfilter.cluster.address import open_store
+from qmpfilter.cluster.board import Board
+from qmpfilter.cluster.decide import Decision
+from qmpfilter.cluster.rollout import domain_uuid
 from qmpfilter.daemon.config import Config, checked, load
 from qmpfilter.daemon.control import Control, Request
 from qmpfilter.daemon.happenings import Happenings, uuid_of
+from qmpfilter.daemon.hooks import Hooks
+from qmpfilter.daemon.ingress import Front
 from qmpfilter.daemon.logs import configure
+from qmpfilter.daemon.member import Member
 from qmpfilter.daemon.notify import Notifier, inherited_listener
 from qmpfilter.daemon.reports import Reports
 from qmpfilter.daemon.roster import Roster, Wanted
-from qmpfilter.errors import HostError
+from qmpfilter.daemon.switch import KillSwitch
+from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
 from qmpfilter.libvirt.watch import watch
-from qmpfilter.relay.address import QMP, Address, UnixAddress, parse_address, parse_destination
+from qmpfilter.relay.address import QMP, Address, TcpAddress, UnixAddress, parse_address, parse_destination
 from qmpfilter.verdict.facts import HostFacts
 
 if TYPE_CHECKING:
@@ -97,9 +105,12 @@ class _Daemon:
         self._path = path
         self._config = config
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
+        self._switch = KillSwitch(config.kill_switch)
+        self._member = self._make_member()
         self._reports = Reports(config.state / "sessions")
         self._reports.prune(config.keep)
         self._roster = Roster(config, self._reports, self._ended)
+        self._hooks = Hooks(self._roster, self._mode_here)
         self._metrics = self._make_metrics()
         self._happenings = Happenings()
         self._adding: set[asyncio.Task[None]] = set()
@@ -114,6 +125,8 @@ class _Daemon:
             "reload": self._reload,
             "off": self._off,
             "on": self._on,
+            "hook": self._hooks.answer,
+            "explain": self._explain,
         }
         self._notifier = Notifier(os.environ)
         self._control = Control(str(config.socket), operations, inherited_listener(os.environ))
@@ -123,7 +136,10 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._heed_end)
         loop.add_signal_handler(signal.SIGHUP, self._heed_reload)
+        if self._member is not None:
+            self._member.start()
         self._roster.adopt()
+        self._hooks.learn()
         await self._control.start()
         _log.info("qmpfilter %s answers at %s", __version__, self._config.socket)
         self._notifier.say(READY="1", STATUS="waits for migrations")
@@ -144,6 +160,39 @@ class _Daemon:
                 server.close()
             await self._control.close()
             await self._roster.close()
+            if self._member is not None:
+                await asyncio.to_thread(self._member.close)
+
+    # --- cluster -------------------------------------------------------------------------------
+
+    def _make_member(self) -> Member | None:
+        """:raises HostError: the store's address is none, or the state directory cannot be used"""
+        cluster = self._config.cluster
+        if not cluster.wanted:
+            return None
+        board = Board(open_store(cluster.store, cluster.access))
+        return Member(cluster, board, self._config.state / "cluster", self._switch)
+
+    def _decide(self, member: Member, subject: _Subject) -> tuple[Decision, HostFacts | None]:
+        return member.decide(
+            subject.destination,
+            domain=subject.domain,
+            off=self._config.kill_switch.exists(),
+            configured=self._config.mode_named,
+            asked=subject.asked,
+            wished=subject.wished,
+        )
+
+    def _mode_here(self, domain: str, wished: Mode | None) -> Mode | None:
+        """What the cluster allows for a domain that arrives here, None without one. Where it comes from is not known,
+        so this host stands for both ends.
+
+        :param wished: the mode of the domain's own policy
+        """
+        if self._member is None:
+            return None
+        decision, _ = self._decide(self._member, _Subject(self._config.cluster.name, domain, None, wished))
+        return decision.mode
 
     # --- metrics -------------------------------------------------------------------------------
 
@@ -157,6 +206,8 @@ class _Daemon:
             raise HostError(f"metrics: {error}: install qmpfilter[metrics]") from error
         metrics = Metrics(lambda: len(self._roster.sessions), self._config.kill_switch.exists)
         metrics.configured(self._config.policy.mode)
+        if (member := self._member) is not None:
+            metrics.follow_cluster(lambda: member.age, lambda: member.fallen_back)
         return metrics
 
     def _serve_metrics(self) -> MetricsServer | None:
@@ -177,6 +228,9 @@ class _Daemon:
             await asyncio.sleep(_METRICS_SECONDS)
 
     def _ended(self, report: Mapping[str, Any]) -> None:
+        Front.clear(report)
+        if self._member is not None:
+            self._member.count(report, _host_of(str(report.get("connect", ""))))
         if self._metrics is not None:
             self._metrics.count(report)
         if self._config.libvirt.uri and uuid_of(report):
@@ -241,6 +295,7 @@ class _Daemon:
             if getattr(config, what) != getattr(self._config, what):
                 raise HostError(f"{key} cannot change while the daemon runs: restart it")
         self._config = self._roster.config = config
+        self._hooks.learn()
         if self._metrics is not None:
             self._metrics.configured(config.policy.mode)
         _log.info("configuration read: %s", ", ".join(map(str, config.files)) or "defaults")
@@ -264,6 +319,7 @@ class _Daemon:
             "running": len(self._roster.sessions),
             "draining": self._stopping.is_set(),
             "off": config.kill_switch.exists(),
+            "cluster": None if self._member is None else self._member.as_json(),
         }
 
     async def _sessions(self, request: Request) -> dict[str, Any]:
@@ -292,8 +348,30 @@ class _Daemon:
     async def _relay(self, request: Request) -> dict[str, Any]:
         if self._stopping.is_set():
             raise HostError("the daemon is about to end and begins no session")
-        session = await self._roster.start(_wanted(request, self._config))
-        return {"session": session.origin.session, "listen": session.origin.listen}
+        ends = _ends(request)
+        subject = _Subject.of(request, ends.connect)
+        if (member := self._member) is None:
+            mode = subject.asked or subject.wished or self._config.policy.mode
+            session = await self._roster.start(_wanted(request, self._config, ends, mode, None))
+            return {"session": session.origin.session, "listen": session.origin.listen}
+        decision, facts = self._decide(member, subject)
+        session = await self._roster.start(_wanted(request, self._config, ends, decision.mode, facts))
+        name = session.origin.session
+        member.began(name, subject.destination)
+        _log.info("session %s: mode %s: %s", name, decision.mode, decision.why, extra={"session": name})
+        return {"session": name, "listen": session.origin.listen, "mode": decision.mode.value, "why": decision.why}
+
+    async def _explain(self, request: Request) -> dict[str, Any]:
+        subject = _Subject.of(request, "")
+        request.end()
+        if self._member is None:
+            raise HostError("this host is in no cluster: the configuration's [cluster] names no store")
+        decision, _ = self._decide(self._member, subject)
+        return {
+            "mode": decision.mode.value,
+            "why": decision.why,
+            "steps": [{"who": step.who, "most": step.most.value, "why": step.why} for step in decision.steps],
+        }
 
     async def _reload(self, request: Request) -> dict[str, Any]:
         request.end()
@@ -301,17 +379,69 @@ class _Daemon:
 
     async def _off(self, request: Request) -> dict[str, Any]:
         request.end()
-        self._config.kill_switch.touch(mode=0o644)
+        self._switch.take()
         return {"off": True}
 
     async def _on(self, request: Request) -> dict[str, Any]:
         request.end()
-        self._config.kill_switch.unlink(missing_ok=True)
+        if self._member is not None and (why := self._member.off_for_all):
+            raise PolicyError(f"{why}: 'qmpfilter on --all' ends that")
+        self._switch.release()
         return {"off": False}
 
 
-def _ends(request: Request) -> tuple[Address | None, str, str]:
-    """Where the source comes, None if it is told so over QMP; where it goes; the source's QMP socket."""
+class _Subject(NamedTuple):
+    """Which migration the cluster is asked about.
+
+    :param destination: name or address of the host
+    :param domain: its uuid, None if that was not told
+    :param asked: the mode that was asked for, None for the configuration's
+    :param wished: the mode of the domain's own policy
+    """
+
+    destination: str
+    domain: str | None
+    asked: Mode | None
+    wished: Mode | None
+
+    @classmethod
+    def of(cls, request: Request, connect: str) -> _Subject:
+        """:raises HostError: the request is wrong"""
+        modes = [one.value for one in Mode]
+        destination, domain = request.text("destination", ""), request.text("domain", "")
+        asked, wished = request.choice("mode", modes, ""), request.choice("domain_mode", modes, "")
+        return cls(
+            destination or _host_of(connect),
+            domain_uuid(domain) if domain else None,
+            Mode(asked) if asked else None,
+            Mode(wished) if wished else None,
+        )
+
+
+def _host_of(connect: str) -> str:
+    """The host that an address names, empty if it names none."""
+    try:
+        address = parse_destination(connect)
+    except HostError:
+        return ""
+    return address.host if isinstance(address, TcpAddress) else ""
+
+
+class _Ends(NamedTuple):
+    """Between what it goes.
+
+    :param listen: where the source comes, None if it is told so over QMP
+    :param connect: where it goes
+    :param qmp: the source's QMP socket
+    """
+
+    listen: Address | None
+    connect: str
+    qmp: str
+
+
+def _ends(request: Request) -> _Ends:
+    """:raises HostError: the request is wrong"""
     came, goes, qmp = request.text("listen"), request.text("connect"), request.text("qmp", "")
     listen: Address | None = None
     if came.startswith(QMP):
@@ -330,7 +460,7 @@ def _ends(request: Request) -> tuple[Address | None, str, str]:
             _check_absolute(str(address), address.path)
     if qmp:
         _check_absolute(qmp, qmp)
-    return listen, goes, qmp
+    return _Ends(listen, goes, qmp)
 
 
 def _check_absolute(address: str, path: str) -> None:
@@ -338,23 +468,25 @@ def _check_absolute(address: str, path: str) -> None:
         raise HostError(f"{address}: an absolute path was expected")
 
 
-def _wanted(request: Request, config: Config) -> Wanted:
-    """:raises HostError: the request is wrong
+def _wanted(request: Request, config: Config, ends: _Ends, mode: Mode, known: HostFacts | None) -> Wanted:
+    """A session.
+
+    :param known: what the cluster knows of the destination, None if nothing
+    :raises HostError: the request is wrong
     :raises PolicyError: it contradicts itself
     """
     policy = config.policy
-    listen, connect, qmp = _ends(request)
     facts = request.object("host")
     deadlines = request.object("deadlines") or {}
     wanted = Wanted(
-        listen,
-        connect,
+        ends.listen,
+        ends.connect,
         Policy(
-            mode=Mode(request.choice("mode", [one.value for one in Mode], policy.mode.value)),
+            mode=mode,
             enforcement=Enforcement(
                 request.choice("verdict", [one.value for one in Enforcement], policy.enforcement.value)
             ),
-            facts=policy.facts if facts is None else HostFacts.from_json(json.dumps(facts)),
+            facts=(known or policy.facts) if facts is None else HostFacts.from_json(json.dumps(facts)),
             accepted=policy.accepted | set(request.texts("accept")),
             without_return_path=request.flag("allow_no_return_path", policy.without_return_path),
         ),
@@ -363,7 +495,7 @@ def _wanted(request: Request, config: Config) -> Wanted:
             **{name: checked("the request", f"deadlines.{name}", value) for name, value in deadlines.items()},
         ),
         request.peer,
-        qmp,
+        ends.qmp,
         request.flag("read_vmcb12", True),
     )
     request.end()

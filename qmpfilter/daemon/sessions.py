@@ -46,6 +46,7 @@ class Origin:
     :param pid_start: when that began, in the kernel's clock ticks since boot: a pid alone may come again
     :param began: UTC, ISO 8601
     :param asked_by: the user and process that asked for it
+    :param uuid: of the domain, empty where it is not known
     """
 
     session: str
@@ -57,6 +58,7 @@ class Origin:
     mode: str
     verdict: str
     asked_by: str
+    uuid: str = ""
 
     def to_json(self) -> str:
         """One line, without its end."""

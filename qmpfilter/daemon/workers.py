@@ -165,9 +165,11 @@ def _spawn(line: socket.socket, log: Path) -> subprocess.Popen[bytes]:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", _MODULE, str(line.fileno())],
+            [sys.executable, "-P", "-m", _MODULE, str(line.fileno())],
             stdin=subprocess.DEVNULL, stdout=descriptor, stderr=descriptor,
             pass_fds=[line.fileno()], start_new_session=True,
+            # What this process imports from is not known to another: an installed program may have said it itself.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )  # fmt: skip
     finally:
         os.close(descriptor)

@@ -31,6 +31,7 @@ from qmpfilter.filter.vcpu import Outcome, decide
 from qmpfilter.svm.findings import Finding
 from qmpfilter.svm.provenance import FieldFinding
 from qmpfilter.svm.section import CpuSection
+from qmpfilter.svm.svm2 import Svm2State
 from qmpfilter.wire import cpu
 from qmpfilter.wire.events import (
     CommandReceived,
@@ -77,6 +78,7 @@ class VcpuReport:
     :param fields: how exact each field of the new state is
     :param findings: what is legal but lost or doubtful
     :param section: the edited section; None where it passes as it is
+    :param state: what it then carries of svm2
     """
 
     index: int
@@ -86,6 +88,7 @@ class VcpuReport:
     fields: tuple[FieldFinding, ...]
     findings: tuple[Finding, ...]
     section: DeviceSection | None = field(repr=False)
+    state: Svm2State | None = field(repr=False)
 
 
 class Rewriter:
@@ -215,6 +218,7 @@ class Rewriter:
                 decision.fields,
                 decision.findings,
                 result,
+                decision.state,
             )
         )
         if result is None:

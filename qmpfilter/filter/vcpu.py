@@ -57,6 +57,7 @@ class Decision:
     :param edit: None where the section passes as it is
     :param fields: how exact each field of the new state is; nothing where only the carrier changes
     :param findings: what is legal but lost or doubtful
+    :param state: what the section then carries of svm2
     """
 
     outcome: Outcome
@@ -64,6 +65,7 @@ class Decision:
     edit: Edit | None = field(default=None, repr=False)
     fields: tuple[FieldFinding, ...] = ()
     findings: tuple[Finding, ...] = ()
+    state: Svm2State | None = field(default=None, repr=False)
 
 
 def decide(told: CpuSection, target: Carrier, memory: Mapping[int, bytes] = _NO_MEMORY) -> Decision:
@@ -145,7 +147,7 @@ def _decision(
     found: Carried, edit: Edit | None, fields: tuple[FieldFinding, ...], findings: tuple[Finding, ...]
 ) -> Decision:
     outcome = Outcome.ALREADY if edit is None else Outcome.CONVERTED
-    return Decision(outcome, found.carrier, edit, fields, findings)
+    return Decision(outcome, found.carrier, edit, fields, findings, (found if edit is None else edit.means).state)
 
 
 def _edit(target: Carrier, state: Svm2State, block: bytes, subsections: Mapping[str, bytes]) -> Edit:

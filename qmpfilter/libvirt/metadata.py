@@ -14,7 +14,7 @@ the namespace away from what it gives out (seen with 9.0 and 11.3).
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -62,7 +62,18 @@ class DomainPolicy:
             element = ElementTree.fromstring(text)
             if element.tag not in (_ELEMENT, f"{{{NAMESPACE}}}{_ELEMENT}"):
                 raise ValueError(f"expected {_ELEMENT}, found {element.tag}")
-            told = dict(element.attrib)
+            return cls.from_attributes(element.attrib)
+        except (ValueError, ElementTree.ParseError) as error:
+            raise PolicyError(f"the policy in the domain's metadata cannot be understood: {error}") from error
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, str]) -> DomainPolicy:
+        """From those of the element.
+
+        :raises PolicyError: one is not known, or has no such value
+        """
+        told = dict(attributes)
+        try:
             mode, verdict = told.pop("mode", None), told.pop("verdict", None)
             accepted = frozenset(told.pop("accept", "").split())
             if told:
@@ -72,7 +83,7 @@ class DomainPolicy:
                 None if verdict is None else Enforcement(verdict),
                 accepted,
             )
-        except (ValueError, ElementTree.ParseError) as error:
+        except ValueError as error:
             raise PolicyError(f"the policy in the domain's metadata cannot be understood: {error}") from error
 
     def to_json(self) -> dict[str, Any]:

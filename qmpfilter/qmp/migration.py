@@ -26,14 +26,13 @@ from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json
-from qmpfilter.relay.session import Outcome, Phase
+from qmpfilter.relay.session import STOPPED, Outcome, Phase
 
 __all__ = ["MEMORY_SECONDS", "Migration", "wait_in"]
 
 MEMORY_SECONDS: Final = 5.0
 """For VMCB12 pages, while the guest stands still; a migration goes on without them."""
 
-_STOPPED: Final = "the operator stopped it"
 _WATCH_SECONDS: Final = 0.1
 _DELIVERED: Final = (Outcome.COMPLETED, Outcome.SENT)
 _Value = TypeVar("_Value")
@@ -106,7 +105,7 @@ class Migration:
             await self._settle(outcome)
             return outcome
         except (QmpfilterError, asyncio.CancelledError) as error:
-            cause = error if isinstance(error, QmpfilterError) else HostError(_STOPPED)
+            cause = error if isinstance(error, QmpfilterError) else HostError(STOPPED)
             self.relay.stop(cause, veto=isinstance(error, PolicyError))
             if not self._begun:
                 # Stopped, it only closes what it has.
@@ -119,7 +118,7 @@ class Migration:
     def interrupt(self) -> None:
         """End it, unless its commit point has passed; in the loop that runs it."""
         if self._begun:
-            self.relay.stop(HostError(_STOPPED))
+            self.relay.stop(HostError(STOPPED))
         elif self._main is not None:
             self._main.cancel()
         else:

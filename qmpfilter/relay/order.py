@@ -31,6 +31,9 @@ class Order:
     :param qmp: the source's QMP socket, empty if it is not to be spoken with
     :param asked_by: who wanted the migration, for the report
     :param read_vmcb12: VMCB12 is read over QMP where the stream leaves something to be guessed
+    :param name: of the domain, empty where it is not known
+    :param uuid: of the domain, empty where it is not known
+    :param records: a directory that is made for the svm2 records of a guest that arrived, None to keep none
     :param policy: what is done to the stream
     :param waits: how long to wait for what
     :param report: the file that tells how it ended
@@ -53,6 +56,9 @@ class Order:
     audit_required: bool = False
     qmp: str = ""
     read_vmcb12: bool = True
+    name: str = ""
+    uuid: str = ""
+    records: Path | None = None
 
     def to_json(self) -> str:
         """One line, without its end."""
@@ -78,8 +84,8 @@ class Order:
             waits = Waits(**whole.pop("waits"))
             for one in _PATHS:
                 whole[one] = Path(whole[one])
-            if whole["audit"] is not None:
-                whole["audit"] = Path(whole["audit"])
+            for one in _MAYBE_PATHS:
+                whole[one] = None if whole[one] is None else Path(whole[one])
             return cls(policy=policy, waits=waits, **whole)
         except PolicyError:
             raise
@@ -88,6 +94,7 @@ class Order:
 
 
 _PATHS: Final = tuple(one.name for one in fields(Order) if one.type == Path.__name__)
+_MAYBE_PATHS: Final = tuple(one.name for one in fields(Order) if one.type == f"{Path.__name__} | None")
 
 
 def _plain(value: Any) -> Any:

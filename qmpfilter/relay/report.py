@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 from qmpfilter.filter.gate import Gate
@@ -11,8 +12,11 @@ from qmpfilter.inspect.state import differing, state_of
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.session import SENTENCES, Outcome
 from qmpfilter.svm.provenance import Confidence
+from qmpfilter.wire import cpu
 
 __all__ = ["FORMAT", "as_json", "as_text"]
+
+_log: Final = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 """Counted up when a key changes its meaning or goes."""
@@ -86,16 +90,21 @@ def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
 
 
 def _states(gate: Gate) -> list[dict[str, Any]]:
-    """Of the vCPUs in L2, what is to be known of their state before, and what is another after; when observing, what
-    would be. Only asked for when the migration is over: it takes its time."""
-    edited = {vcpu.offset: vcpu.section for vcpu in gate.vcpus if vcpu.section is not None}
+    """Of the vCPUs with nested state, what is to be known of it before, and what is another after; when observing,
+    what would be. Only for when the migration is over: it takes some milliseconds each."""
+    edited = {vcpu.offset: vcpu.section for vcpu in gate.vcpus}
+    nested = [section for section in gate.sections if section.subsection(cpu.NESTED_STATE.name) is not None]
     told: list[dict[str, Any]] = []
-    for section in gate.sections:
-        before = state_of(section)
-        if "nested state" in before and len(told) < _MOST_STATES:
-            after = edited.get(section.offset)
+    for section in nested[:_MOST_STATES]:
+        after = edited.get(section.offset)
+        try:
+            before = state_of(section)
             changes = {} if after is None else differing(before, state_of(after))
-            told.append({"index": section.instance_id, "before": before, "after": changes})
+        except Exception:
+            # The rest of the report is worth more than this.
+            _log.exception("the state of vCPU %d", section.instance_id)
+            continue
+        told.append({"index": section.instance_id, "before": before, "after": changes})
     return told
 
 

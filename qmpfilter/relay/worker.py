@@ -34,13 +34,14 @@ from typing import Any, Final
 from qmpfilter.audit.log import AuditLog
 from qmpfilter.errors import BugError, HostError, PolicyError
 from qmpfilter.filter.gate import Gate, Memory, Piece
-from qmpfilter.filter.policy import Policy
+from qmpfilter.filter.policy import Mode, Policy
 from qmpfilter.relay.address import parse_destination
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.order import Order
+from qmpfilter.relay.records import write_records
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json
-from qmpfilter.relay.session import Phase
+from qmpfilter.relay.session import STOPPED, Outcome, Phase
 from qmpfilter.saveimage.outfile import OutputFile
 
 __all__ = ["MOST_SOCKETS", "Line", "Worker", "serve"]
@@ -242,7 +243,7 @@ class Worker:
 
     def stop(self) -> None:
         """The operator asks for the end."""
-        self.relay.stop(HostError("the operator stopped it"))
+        self.relay.stop(HostError(STOPPED))
 
     def make_gate(self, policy: Policy, is_off: Callable[[], bool], memory: Memory | None) -> Gate:
         """A gate whose commit point is in the journal before it passes."""
@@ -250,7 +251,8 @@ class Worker:
 
     def who(self) -> dict[str, Any]:
         """What is known of the guest."""
-        return {}
+        order = self.order
+        return {"name": order.name, "uuid": order.uuid} if order.uuid else {}
 
     def _committing(self) -> None:
         self._record("released", "")
@@ -316,7 +318,9 @@ class Worker:
             "listen": order.listen,
             "connect": order.destination,
             "asked_by": order.asked_by,
+            "domain": self.who(),
             **self.told(),
+            "records": self._keep_records(),
         }
         try:
             with OutputFile(str(order.report)) as file:
@@ -327,6 +331,18 @@ class Worker:
         outcome = None if session.outcome is None else session.outcome.value
         self._journal.tell(Phase.ENDED, outcome=outcome, reason=session.reason)
         self._line.say("report", report=report)
+
+    def _keep_records(self) -> list[str]:
+        """The files that now hold the svm2 record of each vCPU, if the destination runs the guest."""
+        order = self.order
+        arrived = self.relay.session.outcome is Outcome.COMPLETED and not self.gate.switched_off
+        if order.records is None or not arrived or order.policy.mode is Mode.OBSERVE:
+            return []
+        try:
+            return write_records(order.records, self.gate.vcpus)
+        except (HostError, OSError) as error:
+            self.gate.warnings.append(f"The svm2 records could not be kept: {error}")
+            return []
 
 
 def serve(number: int, choose: Callable[[Order, Line, bool], Worker]) -> int:

@@ -12,9 +12,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from backports import zstd
-
 from qmpfilter.errors import ImageError, TruncatedError
+from qmpfilter.saveimage import zstandard
 from qmpfilter.saveimage.header import SaveFormat
 from qmpfilter.saveimage.infile import InputFile
 
@@ -24,10 +23,8 @@ _CHUNK = 128 << 10
 
 # What `xz -9` asks for is 65 MiB.
 _XZ_MEMORY = 256 << 20
-# 128 MiB, the most that `zstd -dc`, which libvirt runs, accepts on its own.
-_ZSTD_WINDOW_LOG = 27
 
-_FAILURES = (zlib.error, lzma.LZMAError, zstd.ZstdError, OSError, EOFError)
+_FAILURES: tuple[type[Exception], ...] = (zlib.error, lzma.LZMAError, *zstandard.ERRORS, OSError, EOFError)
 
 
 class Decompressor(Protocol):
@@ -71,15 +68,11 @@ def _xz() -> Decompressor:
     return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
 
 
-def _zstd() -> Decompressor:
-    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG})
-
-
 DECOMPRESSORS: Mapping[SaveFormat, Callable[[], Decompressor]] = {
     SaveFormat.GZIP: _Gzip,
     SaveFormat.BZIP2: bz2.BZ2Decompressor,
     SaveFormat.XZ: _xz,
-    SaveFormat.ZSTD: _zstd,
+    SaveFormat.ZSTD: zstandard.decompressor,
 }
 
 

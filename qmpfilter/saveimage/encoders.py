@@ -15,9 +15,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from typing import IO, Final, Protocol
 
-from backports import zstd
-
 from qmpfilter.errors import BugError, HostError
+from qmpfilter.saveimage import zstandard
 from qmpfilter.saveimage.header import SaveFormat
 from qmpfilter.saveimage.outfile import OutputFile
 
@@ -56,16 +55,11 @@ def _gzip() -> Compressor:
     return zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
 
 
-def _zstd() -> Compressor:
-    # The program writes a checksum, the library does not unless it is told to.
-    return zstd.ZstdCompressor(options={zstd.CompressionParameter.checksum_flag: 1})
-
-
 COMPRESSORS: Final[Mapping[SaveFormat, Callable[[], Compressor]]] = {
     SaveFormat.GZIP: _gzip,
     SaveFormat.BZIP2: bz2.BZ2Compressor,
     SaveFormat.XZ: lzma.LZMACompressor,
-    SaveFormat.ZSTD: _zstd,
+    SaveFormat.ZSTD: zstandard.compressor,
 }
 
 

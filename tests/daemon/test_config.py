@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from qmpfilter.daemon.config import Audit, Config, Expose, Keep, Watch, load
+from qmpfilter.cluster.address import Access
+from qmpfilter.daemon.config import Audit, Cluster, Config, Expose, Ingress, Keep, Watch, load
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode
 from qmpfilter.relay.limits import Waits
@@ -41,12 +42,18 @@ def test_the_example_shows_every_default(tmp_path: Path) -> None:
     # What is off by default is shown with a value that makes sense.
     assert shown.metrics.wanted
     assert shown.libvirt.uri
-    assert replace(shown, metrics=Expose(), libvirt=Watch()) == defaults
+    assert shown.cluster.wanted
+    assert (shown.cluster.lease, shown.cluster.stale) == (Cluster().lease, Cluster().stale)
+    assert replace(shown, metrics=Expose(), libvirt=Watch(), cluster=Cluster(), mode_named=None) == defaults
     assert (defaults.waits, defaults.keep, defaults.policy) == (Waits(), Keep(), Config().policy)
     flat = tomllib.loads(text)
-    tables = {"deadlines": Waits, "reports": Keep, "audit": Audit, "metrics": Expose, "libvirt": Watch}
-    assert len(flat) == 10 + len(tables)
+    tables = {
+        "deadlines": Waits, "reports": Keep, "audit": Audit, "ingress": Ingress, "metrics": Expose, "libvirt": Watch,
+    }  # fmt: skip
+    assert len(flat) == 10 + len(tables) + 1
     assert {name: len(flat[name]) for name in tables} == {name: len(fields(kind)) for name, kind in tables.items()}
+    of_cluster = {one.name for kind in (Cluster, Access) for one in fields(kind)} - {"access", "seconds"}
+    assert flat["cluster"].keys() == of_cluster
 
 
 def test_every_value(tmp_path: Path) -> None:
@@ -116,6 +123,10 @@ def test_drop_ins_come_later_in_the_order_of_their_names(tmp_path: Path) -> None
         ("drain = inf", "q.toml: drain: expected a number"),
         ("drain = nan", "q.toml: drain: expected a number"),
         ("[deadlines]\ntail = 0", "q.toml: deadlines.tail: expected seconds, more than 0"),
+        (
+            "[deadlines]\nsource = 2073601",
+            "q.toml: deadlines.source: expected seconds, more than 0 and at most 2073600",
+        ),
         ("[deadlines]\ntail = 1e12", "q.toml: deadlines.tail: expected seconds"),
         ("[deadlines]\ntail = true", "q.toml: deadlines.tail: expected seconds"),
         ("[reports]\nkeep_count = 1.5", "q.toml: reports.keep_count: expected a whole number"),

@@ -131,6 +131,19 @@ def unpack_packages(host: Host, packages: Iterable[str], root: Path) -> None:
 
     Raises as :func:`host_image` does.
     """
+    _bootstrap(host, "--variant=apt", "--format=directory", f"--include={','.join(packages)}", target=str(root))
+
+
+def download_packages(host: Host, packages: Iterable[str], directory: Path) -> None:
+    """Puts these packages of the host's suites, and none that they depend on, into a directory.
+
+    Raises as :func:`host_image` does.
+    """
+    download = f'cd "{directory}" && APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get -q download {" ".join(packages)}'
+    _bootstrap(host, "--variant=custom", "--format=null", f"--customize-hook={download}", target="-")
+
+
+def _bootstrap(host: Host, *more: str, target: str) -> None:
     if os.geteuid() != 0:
         raise PermissionError("building a host takes root's rights: the owners of its files have to be kept")
     mirror = read_mirror()
@@ -143,8 +156,7 @@ def unpack_packages(host: Host, packages: Iterable[str], root: Path) -> None:
         # security archive, which is a release of its own to apt.
         options.append(f'--aptopt=APT::Default-Release "{host.suites[-1]}"')
     run_tool(
-        ["mmdebstrap", "--mode=root", "--variant=apt", f"--keyring={KEYRING}", "--format=directory", *options,
-         f"--include={','.join(packages)}", host.release, str(root), *lines]
+        ["mmdebstrap", "--mode=root", f"--keyring={KEYRING}", *options, *more, host.release, target, *lines]
     )  # fmt: skip
 
 

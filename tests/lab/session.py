@@ -7,6 +7,7 @@ They run as one unprivileged user and share the network, so a filter fits betwee
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -27,6 +28,7 @@ SECONDS: Final = 60.0
 _USER: Final = (64055, 65534)
 _SCRIPT: Final = Path(__file__).parent / "session.sh"
 _QUOTED: Final = 4000
+_HOOK: Final = Path(__file__).resolve().parents[2] / "hooks/qemu"
 _PACKAGE: Final = "package"
 
 
@@ -62,16 +64,30 @@ class SessionDaemon:
     :param shared: a directory that all sessions of a test have as ``/shared``
     :param network: the name of a network namespace for it
     :param qemu: what stands in its qemu.conf
+    :param hook: the settings of qmpfilter's hook, None to have no hook
     """
 
-    def __init__(self, host: Host, shared: Path, name: str, network: str | None = None, qemu: str = "") -> None:
+    def __init__(
+        self,
+        host: Host,
+        shared: Path,
+        name: str,
+        network: str | None = None,
+        qemu: str = "",
+        hook: str | None = None,
+    ) -> None:
         self.name = name
         self.network = network
         self._qemu = qemu
+        self._hook = hook
         self.host = host
         self.directory = shared / name
         self._shared = shared
         self._stack = ExitStack()
+
+    def set_hook(self, settings: str) -> None:
+        """Other settings of the hook."""
+        (self.directory / ".config/qmpfilter/hook.conf").write_text(settings)
 
     @property
     def uri(self) -> str:
@@ -86,6 +102,11 @@ class SessionDaemon:
         settings = f'host_uuid = "{uuid.uuid4()}"\nauth_unix_rw = "none"\n'
         (self.directory / "config/libvirt/libvirtd.conf").write_text(settings)
         (self.directory / "config/libvirt/qemu.conf").write_text(self._qemu)
+        if self._hook is not None:
+            (self.directory / "hooks").mkdir()
+            shutil.copy(_HOOK, self.directory / "hooks/50-qmpfilter")
+            (self.directory / ".config/qmpfilter").mkdir(parents=True)
+            self.set_hook(self._hook)
         for path in (self._shared, self.directory, *self.directory.rglob("*")):
             os.chown(path, *_USER)
         with ExitStack() as stack:

@@ -18,6 +18,11 @@ mkdir "$scratch/disk" "$scratch/upper" "$scratch/work" "$scratch/root"
 mount -o ro,loop,noload "$disk" "$scratch/disk"
 mount -t overlay overlay -o "lowerdir=$scratch/disk,upperdir=$scratch/upper,workdir=$scratch/work" "$scratch/root"
 mkdir -p "$scratch/root/shared"
+# Hooks are looked for in the system's place, whoever runs libvirt, and when it starts.
+if [ -d "$shared/$name/hooks" ]; then
+    mkdir -p "$scratch/root/etc/libvirt/hooks"
+    cp -r "$shared/$name/hooks" "$scratch/root/etc/libvirt/hooks/qemu.d"
+fi
 mount --bind "$shared" "$scratch/root/shared"
 mount -t proc proc "$scratch/root/proc"
 mount --rbind /dev "$scratch/root/dev"

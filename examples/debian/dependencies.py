@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What setup.cfg requires, as a package of Debian has it.
+
+``python dependencies.py ROOT copy DIRECTORY DOC`` copies what not every release has in a version that will do into
+DIRECTORY, from where this Python imports it, and its licences into DOC. ``python dependencies.py ROOT NAME`` prints
+what follows ``Depends:`` or ``Suggests:`` in the control file.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+
+# Bookworm and trixie have these in versions that setup.cfg allows.
+DEBIAN = {"click": "python3-click", "rich": "python3-rich"}
+# Bookworm's construct is too old, and neither has qemu.qmp.
+COPIED = ("construct", "qemu.qmp")
+# Tools for a person, which want more libraries, and what is under GPL-2 alone.
+LEFT_OUT = ("legacy.py", "qmp_shell.py", "qmp_tui.py")
+# Compiled for one Python, and done without: images in zstd are refused then.
+DONE_WITHOUT = ("backports.zstd",)
+SUGGESTED = {"etcd3gw": "python3-etcd3gw", "prometheus-client": "python3-prometheus-client"}
+# The control file recommends its package.
+RECOMMENDED = ("libvirt-python",)
+RELATIONS = {">=": ">=", "<": "<<"}
+_REQUIREMENT = re.compile(r"([\w.-]+)((?:[<>=]+[\w.]+,?)*)")
+
+
+def requirements(root: Path, section: str, key: str) -> Iterator[tuple[str, str]]:
+    """Names, and the versions that are allowed."""
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    for line in config[section][key].splitlines():
+        if match := _REQUIREMENT.fullmatch(line.strip()):
+            yield match[1], match[2]
+
+
+def relation(package: str, versions: str) -> str:
+    """As a control file has it: one for each bound."""
+    bounds = re.findall(r"(>=|<)([\w.]+)", versions)
+    return ", ".join(f"{package} ({RELATIONS[how]} {version})" for how, version in bounds) or package
+
+
+def depends(root: Path) -> str:
+    """What the package cannot do without."""
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    found = [relation("python3", config["options"]["python_requires"])]
+    for name, versions in requirements(root, "options", "install_requires"):
+        if name in DEBIAN:
+            found.append(relation(DEBIAN[name], versions))
+        elif name not in (*COPIED, *DONE_WITHOUT):
+            sys.exit(f"setup.cfg: nobody has said yet where Debian gets {name} from")
+    return ", ".join(found)
+
+
+def suggests(root: Path) -> str:
+    """What the extras of setup.cfg ask for, except those of the tests."""
+    config = configparser.ConfigParser()
+    config.read(root / "setup.cfg")
+    extras = [extra for extra in config["options.extras_require"] if extra != "test"]
+    wanted = dict(one for extra in extras for one in requirements(root, "options.extras_require", extra))
+    return ", ".join(relation(SUGGESTED[name], wanted[name]) for name in sorted(wanted) if name not in RECOMMENDED)
+
+
+def copy(target: Path, doc: Path) -> None:
+    """Copy what is not Debian's, in Python alone, and its licences."""
+    for name in COPIED:
+        found = distribution(name)
+        for file in found.files or ():
+            source = Path(str(found.locate_file(file)))
+            if file.name.startswith("LICEN") and not file.name.endswith("GPL2"):
+                place = doc / name / file.name
+            elif file.suffix == ".py" and file.name not in LEFT_OUT and file.parts[0] == name.partition(".")[0]:
+                place = target / file
+            else:
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, place)
+
+
+def _main(arguments: list[str]) -> None:
+    match arguments:
+        case [root, "depends"]:
+            print(depends(Path(root)))
+        case [root, "suggests"]:
+            print(suggests(Path(root)))
+        case [_, "copy", target, doc]:
+            copy(Path(target), Path(doc))
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1:])

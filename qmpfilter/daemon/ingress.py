@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is put before a QEMU that waits for its guest, so that the source comes here first.
+
+Two ways, by where QEMU listens. A unix socket is renamed, and its path taken; what QEMU listens on is the socket and
+not its name. For TCP, QEMU waits at a loopback address (``migration_address`` in libvirt's qemu.conf, or
+``--listen-address``), and the same port of this host's own addresses is taken: libvirt tells the source that port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import stat
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from qmpfilter.daemon.roster import Listening
+from qmpfilter.errors import HostError
+from qmpfilter.libvirt.incoming import Incoming, is_loopback, local_addresses
+from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
+
+__all__ = ["Front"]
+
+_log: Final = logging.getLogger(__name__)
+
+_MOVED: Final = ".qmpfilter"
+_LONGEST_PATH: Final = 107  # unix(7): sun_path, without its end
+
+
+class Front:
+    """Listening sockets in the place of one of QEMU's. Use as a context manager: left without :meth:`keep`, all is
+    as it was.
+
+    :ivar listening: where the source comes
+    :ivar connect: where QEMU waits
+    :raises HostError: it cannot be put there; says why
+    """
+
+    def __init__(self, incoming: Incoming, addresses: Sequence[str]) -> None:
+        where = _only(incoming)
+        self._restore: tuple[str, str] | None = None
+        self._kept = False
+        sockets: list[socket.socket] = []
+        try:
+            if isinstance(where, UnixAddress):
+                self.connect = str(self._take_path(where.path, sockets))
+                shown = str(where)
+            else:
+                self.connect = str(where)
+                shown = _take_port(where, addresses, sockets)
+        except (HostError, OSError):
+            self._close(sockets)
+            raise
+        self.listening = Listening(shown, tuple(sockets))
+
+    def __enter__(self) -> Front:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._kept:
+            for one in self.listening.sockets:
+                one.close()
+        else:
+            self._close(self.listening.sockets)
+
+    def keep(self) -> None:
+        """Somebody else has the sockets now."""
+        self._kept = True
+
+    @staticmethod
+    def clear(report: Mapping[str, Any]) -> None:
+        """Remove what a session leaves that was put before a unix socket.
+
+        :param report: the session's
+        """
+        here, there = (UnixAddress(str(report.get(key, "")).removeprefix("unix:")) for key in ("listen", "connect"))
+        if there.path != f"{here.path}{_MOVED}":
+            return
+        for path in (here.path, there.path):
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.lstat(path).st_mode):
+                    os.unlink(path)
+
+    def _take_path(self, path: str, sockets: list[socket.socket]) -> UnixAddress:
+        moved = f"{path}{_MOVED}"
+        if len(os.fsencode(moved)) > _LONGEST_PATH:
+            raise HostError(f"unix:{path}: too long a path to be taken: {_LONGEST_PATH - len(_MOVED)} bytes at most")
+        try:
+            before = os.stat(path)
+            os.rename(path, moved)
+            self._restore = moved, path
+            sockets.append(UnixAddress(path).listen())
+            # Whoever was to reach QEMU is to reach this.
+            os.chown(path, before.st_uid, before.st_gid)
+            os.chmod(path, stat.S_IMODE(before.st_mode))
+        except OSError as error:
+            raise HostError(f"unix:{path}: cannot be taken: {error.strerror or error}") from error
+        return UnixAddress(moved)
+
+    def _close(self, sockets: Sequence[socket.socket]) -> None:
+        for one in sockets:
+            one.close()
+        if self._restore is not None:
+            with contextlib.suppress(OSError):
+                os.rename(*self._restore)
+
+
+def _only(incoming: Incoming) -> Address:
+    if len(incoming.listens) == 1:
+        return incoming.listens[0]
+    if not incoming.listens:
+        raise HostError(f"the domain's QEMU, process {incoming.pid}, listens nowhere")
+    shown = ", ".join(map(str, incoming.listens))
+    raise HostError(
+        f"the domain's QEMU listens at {shown}, and which of them is for the guest cannot be told: with storage "
+        "(--copy-storage-*) use a relay at the source, or one that rules of nftables lead to"
+    )
+
+
+def _take_port(where: TcpAddress, addresses: Sequence[str], sockets: list[socket.socket]) -> str:
+    if not is_loopback(where):
+        raise HostError(
+            f"the domain's QEMU listens at {where}, where the source reaches it directly: set migration_address in "
+            "qemu.conf to a loopback address, 127.0.0.2, or use a relay that rules of nftables lead to"
+        )
+    wanted = list(addresses) or local_addresses()
+    if not wanted:
+        raise HostError("this host has no address of its own where a source could come: set ingress.addresses")
+    for host in wanted:
+        try:
+            sockets.append(TcpAddress(host, where.port).listen())
+        except HostError as error:
+            # One that is enough may be there: an address may belong to an interface that is down.
+            _log.warning("%s", error)
+    if not sockets:
+        raise HostError(f"none of {', '.join(wanted)} can be listened at on port {where.port}")
+    return str(TcpAddress(wanted[0] if len(wanted) == 1 else "", where.port))

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A save image that libvirt is about to restore, looked at before QEMU starts.
+
+libvirt's hook is told the domain and not the file. But libvirt has it open.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from qmpfilter.errors import DeadlineError, HostError, PolicyError, RefusedError, StreamError
+from qmpfilter.filter.gate import Gate
+from qmpfilter.filter.policy import Mode, Policy
+from qmpfilter.saveimage.header import MAGIC
+from qmpfilter.saveimage.source import Source, open_source
+
+__all__ = ["check_image"]
+
+_log: Final = logging.getLogger(__name__)
+
+_LIBVIRTS: Final = ("libvirtd", "virtqemud")
+_BUFFER: Final = 1 << 20
+# A hook has ten seconds, and the domain's memory passes before what is looked for.
+_SECONDS: Final = 7.0
+# Code of the verdict's rule (qmpfilter.verdict.checks).
+_NATIVE: Final = "native"
+
+
+def check_image(uuid: str, policy: Policy, proc: Path = Path("/proc")) -> None:
+    """Check what a libvirt of this host is about to restore.
+
+    :param policy: for this host as the destination
+    :raises PolicyError: this host would refuse it, or lose what must not be lost
+    :raises HostError: it could not be looked at: libvirt has it not open, or it takes too long
+    """
+    late = time.monotonic() + _SECONDS
+    for path in _open_images(proc):
+        # Another process's descriptor is no name that a person can use.
+        name = os.readlink(path)
+        try:
+            with open_source(str(path)) as source:
+                if source.domain is None or str(source.domain.uuid) != uuid:
+                    continue
+                _read(source, Gate(replace(policy, mode=Mode.ANNEX, without_return_path=True)), name, late)
+        except RefusedError as error:
+            raise PolicyError(f"{name}: {error}") from error
+        except StreamError as error:
+            raise HostError(f"{name} cannot be read, and libvirt may say why: {error}") from error
+        _log.info("domain %s: nothing speaks against restoring %s", uuid, name)
+        return
+    raise HostError("the image to be restored was not found open in a libvirt of this host, and is not checked")
+
+
+def _read(source: Source, gate: Gate, name: str, late: float) -> None:
+    """:raises PolicyError: this host would refuse the guest"""
+    buffer = memoryview(bytearray(_BUFFER))
+    try:
+        while count := source.readinto(buffer):
+            for _ in gate.receive_data(buffer[:count]):
+                pass
+            if time.monotonic() > late:
+                raise DeadlineError(f"{name} could not be read within {_SECONDS:g} s, and is not checked")
+        for _ in gate.receive_eof():
+            pass
+    except PolicyError as error:
+        native = any(reason.code == _NATIVE for judged in gate.judged for reason in judged.verdict.reasons)
+        hint = f" Restore what 'qmpfilter convert {name} NEW --to annex' makes of it." if native else ""
+        raise PolicyError(f"{name}: {error}{hint}") from error
+
+
+def _open_images(proc: Path) -> Iterator[Path]:
+    """Save images that a libvirt has open."""
+    for process in proc.iterdir():
+        try:
+            if not process.name.isdigit() or process.joinpath("comm").read_text().strip() not in _LIBVIRTS:
+                continue
+            for descriptor in process.joinpath("fd").iterdir():
+                if descriptor.is_file():
+                    with descriptor.open("rb") as file:
+                        if file.read(len(MAGIC)) == MAGIC:
+                            yield descriptor
+        except OSError:
+            # It has ended, or closed it.
+            continue

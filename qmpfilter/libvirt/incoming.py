@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The QEMU that waits for a domain, and where it listens, found in /proc: nobody may be asked.
+
+libvirt runs the hook ``started`` when QEMU listens for a migration and the source does not know yet that it may come.
+Its own call about this domain would wait for the hook, and its monitor is taken.
+
+Sources: proc(5) (cmdline, fd, net/tcp, net/unix); Linux 6.1 include/net/tcp_states.h, include/uapi/linux/net.h;
+libvirt 11.3 src/qemu/qemu_command.c (``-uuid``, ``-incoming defer``, sockets that libvirt opened are ``fd=N``).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import struct
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from qmpfilter.errors import HostError
+from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
+
+__all__ = ["Incoming", "find_incoming", "is_loopback", "local_addresses"]
+
+_LISTENS: Final = "0A"  # tcp_states.h, TCP_LISTEN
+_ACCEPTS: Final = 1 << 16  # net.h, __SO_ACCEPTCON
+_SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
+_GIVEN: Final = re.compile(r"\bfd=(\d+)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A QEMU that waits for its guest.
+
+    :param listens: where, as far as that is not for its devices; more than one where storage comes too
+    """
+
+    pid: int
+    listens: tuple[Address, ...]
+
+
+def find_incoming(
+    uuid: str, ports: Collection[int] = (), paths: Collection[str] = (), proc: Path = Path("/proc")
+) -> Incoming | None:
+    """The QEMU of a domain that was started to take a migration; None if there is none.
+
+    :param ports: on which its devices listen
+    :param paths: of sockets of its devices
+    :raises HostError: it is there, and may not be looked into, or is in another network
+    """
+    for process in proc.iterdir():
+        arguments = _arguments(process) if process.name.isdigit() else []
+        if _follows(arguments, "-uuid", uuid) and "-incoming" in arguments:
+            return _incoming(process, arguments, ports, paths)
+    return None
+
+
+def _arguments(process: Path) -> list[str]:
+    try:
+        return process.joinpath("cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        # It has ended meanwhile.
+        return []
+
+
+def _follows(arguments: list[str], option: str, value: str) -> bool:
+    return option in arguments and arguments[arguments.index(option) + 1 :][:1] == [value]
+
+
+def _incoming(process: Path, arguments: list[str], ports: Collection[int], paths: Collection[str]) -> Incoming:
+    given = {number for argument in arguments for number in _GIVEN.findall(argument)}
+    try:
+        own = (process.parent / "self/ns/net").readlink()
+        if process.joinpath("ns/net").readlink() != own:
+            raise HostError(f"the domain's QEMU, process {process.name}, is in another network than this daemon")
+        sockets = {
+            match.group(1)
+            for descriptor in os.listdir(process / "fd")
+            if descriptor not in given
+            and (match := _SOCKET.fullmatch(os.readlink(process / "fd" / descriptor))) is not None
+        }
+        listens = [
+            address
+            for inode, address in _listening(process / "net")
+            if inode in sockets and not _is_of_device(address, ports, paths)
+        ]
+    except OSError as error:
+        raise HostError(
+            f"the domain's QEMU, process {process.name}, may not be looked into: {error.strerror or error}"
+        ) from error
+    return Incoming(int(process.name), tuple(listens))
+
+
+def _is_of_device(address: Address, ports: Collection[int], paths: Collection[str]) -> bool:
+    return address.path in paths if isinstance(address, UnixAddress) else address.port in ports
+
+
+def _listening(net: Path) -> Iterator[tuple[str, Address]]:
+    """Inodes and addresses of all sockets of a network that listen."""
+    for table in ("tcp", "tcp6"):
+        for row in _rows(net / table):
+            if row[3] == _LISTENS:
+                host, _, port = row[1].rpartition(":")
+                yield row[9], TcpAddress(_host(host), int(port, 16))
+    for row in _rows(net / "unix"):
+        if len(row) > 7 and int(row[3], 16) & _ACCEPTS:
+            yield row[6], UnixAddress(row[7])
+
+
+def _rows(table: Path) -> Iterator[list[str]]:
+    try:
+        text = table.read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        # A kernel without IPv6.
+        return
+    for line in text.splitlines()[1:]:
+        yield line.split(maxsplit=7) if table.name == "unix" else line.split()
+
+
+def _host(text: str) -> str:
+    """An address as the kernel prints it: words of 32 bits in the processor's byte order."""
+    words = struct.pack(f"={len(text) // 8}I", *(int(text[at : at + 8], 16) for at in range(0, len(text), 8)))
+    return str(ipaddress.ip_address(words))
+
+
+def is_loopback(address: TcpAddress) -> bool:
+    """Only programs of this host reach it."""
+    try:
+        return ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        return False
+
+
+def local_addresses(proc: Path = Path("/proc")) -> list[str]:
+    """This host's own addresses by which others reach it: none of loopback, and none that needs a zone."""
+    found: list[str] = []
+    before = ""
+    try:
+        for line in (proc / "self/net/fib_trie").read_text().splitlines():
+            if "/32 host LOCAL" in line:
+                found.append(before)
+            before = line.rpartition("-- ")[2]
+    except FileNotFoundError:
+        pass
+    found += [
+        str(ipaddress.ip_address(bytes.fromhex(row.split()[0])))
+        for row in ((proc / "self/net/if_inet6").read_text().splitlines() if _has_ipv6(proc) else ())
+    ]
+    seen = (ipaddress.ip_address(one) for one in dict.fromkeys(found))
+    return [str(one) for one in seen if not (one.is_loopback or one.is_link_local)]
+
+
+def _has_ipv6(proc: Path) -> bool:
+    return (proc / "self/net/if_inet6").exists()
