@@ -66,9 +66,13 @@ class TcpAddress:
         try:
             family, _, _, _, address = self._resolve(socket.AI_PASSIVE)[0]
             listener = socket.socket(family, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+                listener.listen(_BACKLOG)
+            except OSError:
+                listener.close()
+                raise
         except OSError as error:
             raise HostError(f"cannot listen on {self}: {error.strerror or error}") from error
         return listener
