@@ -43,6 +43,7 @@ PURE = (
     "doctor.behaviour",
     "doctor.checks",
     "doctor.survey",
+    "relay.pair_protocol",
     "saveimage.header",
     "saveimage.identity",
 )
