@@ -15,6 +15,7 @@ import click
 
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
+from qmpfilter.relay.address import PAIR
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.session import Outcome
 from qmpfilter.saveimage.outfile import OutputFile
@@ -130,6 +131,7 @@ def policy_options(defaults: Waits | None = None) -> Callable[[Callable[..., int
                 facts=HostFacts() if host is None else HostFacts.from_json(host.read_text(encoding="utf-8")),
                 accepted=LOST_ANYWAY | set(accept),
                 without_return_path=allow_no_return_path,
+                peer_tells=str(others.get("connect", "")).startswith(PAIR),
             )
             return command(choices=Choices(policy, replace(usual, **_seconds(deadlines)), report), **others)
 

@@ -19,6 +19,7 @@ from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
 from qmpfilter.relay.address import Address, UnixAddress, parse_address
 from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.pair import Encryption, Pairing
 from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["DEFAULT", "Audit", "Config", "Expose", "Keep", "checked", "load"]
@@ -83,6 +84,7 @@ class Config:
     :param keep: which reports are kept
     :param audit: the log of what was let go
     :param metrics: counters for Prometheus
+    :param pairing: how filters on other hosts are met
     :param most_sessions: that run at once
     :param log: where the log goes
     :param drain: seconds for which running sessions are waited for after SIGTERM
@@ -96,6 +98,7 @@ class Config:
     keep: Keep = field(default_factory=Keep)
     audit: Audit = field(default_factory=Audit)
     metrics: Expose = field(default_factory=Expose)
+    pairing: Pairing = field(default_factory=Pairing)
     most_sessions: int = 64
     log: Form = Form.AUTO
     drain: float = 30.0
@@ -149,7 +152,7 @@ def _codes(value: Any) -> frozenset[str]:
     return frozenset(value)
 
 
-def _one_of(kind: type[Mode] | type[Enforcement] | type[Form]) -> Callable[[Any], Any]:
+def _one_of(kind: type[Mode] | type[Enforcement] | type[Form] | type[Encryption]) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if value not in [one.value for one in kind]:
             raise _WrongError(f"one of {', '.join(one.value for one in kind)}")
@@ -195,6 +198,8 @@ _KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "audit.required": _flag,
     "metrics.listen": _address,
     "metrics.textfile": _absolute,
+    "pair.encryption": _one_of(Encryption),
+    "pair.pki": _absolute,
     "reports.keep_days": _span,
     "reports.keep_count": _count(0, 1 << 31),
 }
@@ -225,6 +230,7 @@ def load(path: Path | None = None) -> Config:
         keep=Keep(**{name.removeprefix("keep_"): value for name, value in _of_table(values, "reports").items()}),
         audit=Audit(**_of_table(values, "audit")),
         metrics=Expose(**_of_table(values, "metrics")),
+        pairing=Pairing(**_of_table(values, "pair")),
         most_sessions=values.get("max_sessions", Config().most_sessions),
         log=values.get("log", Config().log),
         drain=values.get("drain", Config().drain),

@@ -27,7 +27,9 @@ relay       ``listen``, ``connect``: addresses with     ``session``, and ``liste
             values another ``mode``, ``verdict``,
             ``allow_no_return_path``, and more codes
             to ``accept``; ``host``: the destination's
-            facts, as an object; ``deadlines``
+            facts, as an object; ``deadlines``; where an
+            address begins with ``pair:``, the guest's
+            uuid as ``domain``
 reload                                                  ``config``: the files that were read. A configuration
                                                         that is wrong changes nothing
 off, on                                                 ``off``: whether everything passes as it is

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -24,9 +24,10 @@ from qmpfilter.daemon.sessions import Origin, Session, read_journal
 from qmpfilter.daemon.workers import Worker, start_of
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Policy
-from qmpfilter.relay.address import QMP, Address, TcpAddress
+from qmpfilter.relay.address import PAIR, QMP, Listening, PairAddress, TcpAddress
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.order import Order
+from qmpfilter.relay.pair import Pairing
 
 __all__ = ["Roster", "Wanted"]
 
@@ -46,13 +47,14 @@ class Wanted:
     :param qmp: the source's QMP socket, empty if it is not to be spoken with
     """
 
-    listen: Address | None
+    listen: Listening | None
     connect: str
     policy: Policy
     waits: Waits
     asked_by: str
     qmp: str = ""
     read_vmcb12: bool = True
+    pairing: Pairing = field(default_factory=Pairing)
 
 
 class Roster:
@@ -179,9 +181,10 @@ class Roster:
     # --- one session ---------------------------------------------------------------------------
 
     @staticmethod
-    async def _listen(address: Address) -> socket.socket:
+    async def _listen(address: Listening) -> socket.socket:
         # A name is looked up, which takes time; a path sets the process's umask, which only one may do at once.
-        return await asyncio.to_thread(address.listen) if isinstance(address, TcpAddress) else address.listen()
+        inner = address.inner if isinstance(address, PairAddress) else address
+        return await asyncio.to_thread(inner.listen) if isinstance(inner, TcpAddress) else inner.listen()
 
     async def _begin(
         self, wanted: Wanted, listen: str, sockets: Sequence[socket.socket]
@@ -215,6 +218,7 @@ class Roster:
                 audit_required=self.config.audit.required,
                 qmp=wanted.qmp,
                 read_vmcb12=wanted.read_vmcb12,
+                pairing=wanted.pairing,
             )
             await worker.give(order, sockets)
         except BaseException:
@@ -315,8 +319,10 @@ def _say(level: int, session: str, what: str) -> None:
     _log.log(level, "session %s: %s", session, what, extra={"session": session})
 
 
-def _actual(asked: Address, listener: socket.socket) -> str:
+def _actual(asked: Listening, listener: socket.socket) -> str:
     """The address that is listened on: port 0 is any that is free."""
+    if isinstance(asked, PairAddress):
+        return f"{PAIR}{_actual(asked.inner, listener)}"
     if isinstance(asked, TcpAddress):
         return str(TcpAddress(asked.host, listener.getsockname()[1]))
     return str(asked)

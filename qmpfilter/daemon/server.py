@@ -28,9 +28,11 @@ from qmpfilter.daemon.logs import configure
 from qmpfilter.daemon.notify import Notifier, inherited_listener
 from qmpfilter.daemon.reports import Reports
 from qmpfilter.daemon.roster import Roster, Wanted
+from qmpfilter.doctor.gather import gather
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
-from qmpfilter.relay.address import QMP, Address, UnixAddress, parse_address, parse_destination
+from qmpfilter.relay.address import PAIR, QMP, Listening, PairAddress, UnixAddress, parse_destination, parse_listening
+from qmpfilter.relay.pair import check_certificates
 from qmpfilter.verdict.facts import HostFacts
 
 if TYPE_CHECKING:
@@ -252,7 +254,9 @@ class _Daemon:
     async def _relay(self, request: Request) -> dict[str, Any]:
         if self._stopping.is_set():
             raise HostError("the daemon is about to end and begins no session")
-        session = await self._roster.start(_wanted(request, self._config))
+        # Files are read, and of a pair's destination its host is looked at.
+        wanted = await asyncio.to_thread(_wanted, request, self._config)
+        session = await self._roster.start(wanted)
         return {"session": session.origin.session, "listen": session.origin.listen}
 
     async def _reload(self, request: Request) -> dict[str, Any]:
@@ -270,24 +274,25 @@ class _Daemon:
         return {"off": False}
 
 
-def _ends(request: Request) -> tuple[Address | None, str, str]:
+def _ends(request: Request) -> tuple[Listening | None, str, str]:
     """Where the source comes, None if it is told so over QMP; where it goes; the source's QMP socket."""
     came, goes, qmp = request.text("listen"), request.text("connect"), request.text("qmp", "")
-    listen: Address | None = None
+    listen: Listening | None = None
     if came.startswith(QMP):
         if qmp:
             raise HostError("qmp: the source's QMP socket is told by listen already")
         qmp = came.removeprefix(QMP)
     else:
-        listen = parse_address(came)
+        listen = parse_listening(came)
     connect = None
     if goes.startswith(QMP) and listen is None:
         _check_absolute(goes, goes.removeprefix(QMP))
     else:
         connect = parse_destination(goes)
     for address in (listen, connect):
-        if isinstance(address, UnixAddress):
-            _check_absolute(str(address), address.path)
+        inner = address.inner if isinstance(address, PairAddress) else address
+        if isinstance(inner, UnixAddress):
+            _check_absolute(str(address), inner.path)
     if qmp:
         _check_absolute(qmp, qmp)
     return listen, goes, qmp
@@ -299,12 +304,14 @@ def _check_absolute(address: str, path: str) -> None:
 
 
 def _wanted(request: Request, config: Config) -> Wanted:
-    """:raises HostError: the request is wrong
+    """:raises HostError: the request is wrong, or this host lacks certificates that it takes
     :raises PolicyError: it contradicts itself
     """
     policy = config.policy
     listen, connect, qmp = _ends(request)
-    facts = request.object("host")
+    facts = _facts(request, policy.facts, listen)
+    pairing = replace(config.pairing, domain=request.text("domain", ""))
+    check_certificates(listen, None if connect.startswith(QMP) else parse_destination(connect), pairing)
     deadlines = request.object("deadlines") or {}
     wanted = Wanted(
         listen,
@@ -314,9 +321,10 @@ def _wanted(request: Request, config: Config) -> Wanted:
             enforcement=Enforcement(
                 request.choice("verdict", [one.value for one in Enforcement], policy.enforcement.value)
             ),
-            facts=policy.facts if facts is None else HostFacts.from_json(json.dumps(facts)),
+            facts=facts,
             accepted=policy.accepted | set(request.texts("accept")),
             without_return_path=request.flag("allow_no_return_path", policy.without_return_path),
+            peer_tells=connect.startswith(PAIR),
         ),
         replace(
             config.waits,
@@ -325,6 +333,14 @@ def _wanted(request: Request, config: Config) -> Wanted:
         request.peer,
         qmp,
         request.flag("read_vmcb12", True),
+        pairing,
     )
     request.end()
     return wanted
+
+
+def _facts(request: Request, configured: HostFacts, listen: Listening | None) -> HostFacts:
+    """The destination's, as far as they are known: where the other filter of a pair comes, it is this host."""
+    given = request.object("host")
+    facts = configured if given is None else HostFacts.from_json(json.dumps(given))
+    return gather().facts if isinstance(listen, PairAddress) and facts == HostFacts() else facts

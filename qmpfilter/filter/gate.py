@@ -19,6 +19,7 @@ from qmpfilter.filter.policy import Enforcement, Mode, Policy, objections
 from qmpfilter.filter.rewriter import Rewriter, VcpuReport
 from qmpfilter.svm.legacy import FORMAT_SVM
 from qmpfilter.svm.section import CpuSection
+from qmpfilter.verdict.facts import HostFacts
 from qmpfilter.verdict.judge import Verdict, judge_section
 from qmpfilter.wire import cpu
 from qmpfilter.wire.events import (
@@ -118,6 +119,19 @@ class Gate:
         self._tail: tuple[list[bytes], list[bytes]] = ([], [])
         self._kept = 0
         self._digests = hashlib.sha256(), hashlib.sha256()
+
+    @property
+    def policy(self) -> Policy:
+        """What the operator wants, with what is known of the destination by now."""
+        return self._policy
+
+    def learn(self, facts: HostFacts, native: bool) -> None:
+        """Before the stream: what the destination's filter told, see
+        :meth:`~qmpfilter.filter.policy.Policy.informed`.
+
+        :raises PolicyError: it does not take what the operator wants
+        """
+        self._policy = self._policy.informed(facts, native)
 
     @property
     def admitted(self) -> bool:

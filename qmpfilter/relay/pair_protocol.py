@@ -30,7 +30,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 from qmpfilter.errors import BugError, FramingError, HostError, LimitError, PolicyError, QmpfilterError
@@ -88,17 +88,18 @@ class Hello:
 class Answer:
     """What the filter that accepts says when it agrees.
 
-    :param formats: of the main channel, as `facts`; empty for an extra one
+    :param formats: of the main channel; empty for an extra one
+    :param facts: of the main channel; None for an extra one
     """
 
     version: int
     program: str
     formats: tuple[str, ...] = ()
-    facts: HostFacts = field(default_factory=HostFacts)
+    facts: HostFacts | None = None
 
     def to_bytes(self) -> bytes:
         """The message."""
-        facts = {"facts": self.facts.to_json(), "formats": self.formats} if self.formats else {}
+        facts = {} if self.facts is None else {"facts": self.facts.to_json(), "formats": self.formats}
         return _message({"version": self.version, "program": self.program, **facts})
 
     @classmethod
@@ -115,7 +116,7 @@ class Answer:
             raise HostError(
                 f"the other filter answered in version {version} of the protocol, which is not spoken here"
             )
-        facts = HostFacts.from_json(json.dumps(values["facts"])) if "facts" in values else HostFacts()
+        facts = HostFacts.from_json(json.dumps(values["facts"])) if "facts" in values else None
         return cls(version, read.text("program"), tuple(read.list("formats", str)), facts)
 
 
