@@ -62,6 +62,7 @@ PURE = (
     "doctor.survey",
     "libvirt.arrival",
     "libvirt.domain",
+    "relay.pair_protocol",
     "saveimage.header",
     "saveimage.identity",
 )

@@ -16,7 +16,7 @@ from qmpfilter.cluster.board import Board, signed
 from qmpfilter.daemon.client import ask
 from qmpfilter.daemon.config import Config
 from qmpfilter.filter.policy import Enforcement, Mode
-from qmpfilter.relay.address import QMP
+from qmpfilter.relay.address import PAIR, QMP
 from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["off", "on", "reload", "sessions", "show", "start", "status", "stop"]
@@ -128,6 +128,7 @@ def show(session: str, path: Path, as_json: bool) -> None:
     help="The destination's facts, as 'qmpfilter doctor --json' printed them there.",
 )
 @click.option("--accept", multiple=True, metavar="CODE", help="Accept this loss too; may be given again.")
+@click.option("--domain", metavar="UUID", help="The guest: one that a pair: address knows as another is refused.")
 @click.option("--qmp", metavar="SOCKET", help="A QMP socket of the source that nobody else uses.")
 @click.option(
     "--read-vmcb12",
@@ -276,6 +277,8 @@ def _heeded(records: Board, off: bool, wait: float, as_json: bool) -> int:
 
 def _absolute(address: str) -> str:
     """The daemon's working directory is another."""
+    if address.startswith(PAIR):
+        return f"{PAIR}{_absolute(address.removeprefix(PAIR))}"
     kind, _, rest = address.partition(":")
     return f"{kind}:{Path(rest).absolute()}" if kind in ("unix", QMP.rstrip(":")) and rest else address
 

@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
+from qmpfilter.relay.address import PAIR
 from qmpfilter.relay.limits import LONGEST, Waits
 from qmpfilter.relay.session import Outcome
 from qmpfilter.saveimage.outfile import OutputFile
@@ -133,6 +134,7 @@ def policy_options(defaults: Waits | None = None) -> Callable[[Callable[..., int
                 facts=HostFacts() if host is None else HostFacts.from_json(host.read_text(encoding="utf-8")),
                 accepted=LOST_ANYWAY | set(accept),
                 without_return_path=allow_no_return_path,
+                peer_tells=str(others.get("connect", "")).startswith(PAIR),
             )
             waits = replace(usual, **_seconds(deadlines))
             return command(choices=Choices(policy, waits, report, _given()), **others)

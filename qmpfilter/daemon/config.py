@@ -23,6 +23,7 @@ from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
 from qmpfilter.relay.address import Address, UnixAddress, parse_address
 from qmpfilter.relay.limits import LONGEST, Waits
+from qmpfilter.relay.pair import Encryption, Pairing
 from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["DEFAULT", "Audit", "Cluster", "Config", "Expose", "Ingress", "Keep", "Watch", "checked", "load"]
@@ -142,6 +143,7 @@ class Config:
     :param libvirt: whose events are heard
     :param cluster: the hosts that go together
     :param mode_named: the mode, where a file names one and it is not the default
+    :param pairing: how filters on other hosts are met
     :param most_sessions: that run at once
     :param log: where the log goes
     :param drain: seconds for which running sessions are waited for after SIGTERM
@@ -159,6 +161,7 @@ class Config:
     libvirt: Watch = field(default_factory=Watch)
     cluster: Cluster = field(default_factory=Cluster)
     mode_named: Mode | None = None
+    pairing: Pairing = field(default_factory=Pairing)
     most_sessions: int = 64
     log: Form = Form.AUTO
     drain: float = 30.0
@@ -252,7 +255,7 @@ def _text(value: Any) -> str:
     return value
 
 
-def _one_of(kind: type[Mode] | type[Enforcement] | type[Form]) -> Callable[[Any], Any]:
+def _one_of(kind: type[Mode] | type[Enforcement] | type[Form] | type[Encryption]) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if value not in [one.value for one in kind]:
             raise _WrongError(f"one of {', '.join(one.value for one in kind)}")
@@ -314,6 +317,8 @@ _KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "cluster.facts": _absolute,
     "cluster.lease": _seconds,
     "cluster.stale": _span,
+    "pair.encryption": _one_of(Encryption),
+    "pair.pki": _absolute,
     "reports.keep_days": _span,
     "reports.keep_count": _count(0, 1 << 31),
 }
@@ -348,6 +353,7 @@ def load(path: Path | None = None) -> Config:
         libvirt=Watch(**_of_table(values, "libvirt")),
         cluster=_cluster(_of_table(values, "cluster")),
         mode_named=values.get("mode"),
+        pairing=Pairing(**_of_table(values, "pair")),
         most_sessions=values.get("max_sessions", Config().most_sessions),
         log=values.get("log", Config().log),
         drain=values.get("drain", Config().drain),

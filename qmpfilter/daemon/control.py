@@ -29,7 +29,8 @@ relay       ``listen``, ``connect``: addresses with     ``session``, and ``liste
             ``allow_no_return_path``, and more codes
             to ``accept``; ``host``: the destination's
             facts, as an object; ``deadlines``; ``domain``:
-            its uuid; ``domain_mode``: the mode of its own
+            the guest's uuid, which the other filter of a
+            pair is told; ``domain_mode``: the mode of its
             policy; ``destination``: the host's name, where
             ``connect`` does not tell it. In a cluster a
             mode is the most that is wanted: the answer has

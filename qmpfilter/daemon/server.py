@@ -37,10 +37,21 @@ from qmpfilter.daemon.notify import Notifier, inherited_listener
 from qmpfilter.daemon.reports import Reports
 from qmpfilter.daemon.roster import Roster, Wanted
 from qmpfilter.daemon.switch import KillSwitch
+from qmpfilter.doctor.gather import gather
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
 from qmpfilter.libvirt.watch import watch
-from qmpfilter.relay.address import QMP, Address, TcpAddress, UnixAddress, parse_address, parse_destination
+from qmpfilter.relay.address import (
+    PAIR,
+    QMP,
+    Listening,
+    PairAddress,
+    TcpAddress,
+    UnixAddress,
+    parse_destination,
+    parse_listening,
+)
+from qmpfilter.relay.pair import check_certificates
 from qmpfilter.verdict.facts import HostFacts
 
 if TYPE_CHECKING:
@@ -350,16 +361,21 @@ class _Daemon:
             raise HostError("the daemon is about to end and begins no session")
         ends = _ends(request)
         subject = _Subject.of(request, ends.connect)
-        if (member := self._member) is None:
-            mode = subject.asked or subject.wished or self._config.policy.mode
-            session = await self._roster.start(_wanted(request, self._config, ends, mode, None))
-            return {"session": session.origin.session, "listen": session.origin.listen}
-        decision, facts = self._decide(member, subject)
-        session = await self._roster.start(_wanted(request, self._config, ends, decision.mode, facts))
+        decision: Decision | None = None
+        mode, known = subject.asked or subject.wished or self._config.policy.mode, None
+        if self._member is not None:
+            decision, known = self._decide(self._member, subject)
+            mode = decision.mode
+        # Files are read, and of a pair's destination its host is looked at.
+        wanted = await asyncio.to_thread(_wanted, request, self._config, ends, subject.domain or "", mode, known)
+        session = await self._roster.start(wanted)
         name = session.origin.session
-        member.began(name, subject.destination)
+        answer = {"session": name, "listen": session.origin.listen}
+        if self._member is None or decision is None:
+            return answer
+        self._member.began(name, subject.destination)
         _log.info("session %s: mode %s: %s", name, decision.mode, decision.why, extra={"session": name})
-        return {"session": name, "listen": session.origin.listen, "mode": decision.mode.value, "why": decision.why}
+        return {**answer, "mode": decision.mode.value, "why": decision.why}
 
     async def _explain(self, request: Request) -> dict[str, Any]:
         subject = _Subject.of(request, "")
@@ -424,7 +440,8 @@ def _host_of(connect: str) -> str:
         address = parse_destination(connect)
     except HostError:
         return ""
-    return address.host if isinstance(address, TcpAddress) else ""
+    inner = address.inner if isinstance(address, PairAddress) else address
+    return inner.host if isinstance(inner, TcpAddress) else ""
 
 
 class _Ends(NamedTuple):
@@ -435,7 +452,7 @@ class _Ends(NamedTuple):
     :param qmp: the source's QMP socket
     """
 
-    listen: Address | None
+    listen: Listening | None
     connect: str
     qmp: str
 
@@ -443,21 +460,22 @@ class _Ends(NamedTuple):
 def _ends(request: Request) -> _Ends:
     """:raises HostError: the request is wrong"""
     came, goes, qmp = request.text("listen"), request.text("connect"), request.text("qmp", "")
-    listen: Address | None = None
+    listen: Listening | None = None
     if came.startswith(QMP):
         if qmp:
             raise HostError("qmp: the source's QMP socket is told by listen already")
         qmp = came.removeprefix(QMP)
     else:
-        listen = parse_address(came)
+        listen = parse_listening(came)
     connect = None
     if goes.startswith(QMP) and listen is None:
         _check_absolute(goes, goes.removeprefix(QMP))
     else:
         connect = parse_destination(goes)
     for address in (listen, connect):
-        if isinstance(address, UnixAddress):
-            _check_absolute(str(address), address.path)
+        inner = address.inner if isinstance(address, PairAddress) else address
+        if isinstance(inner, UnixAddress):
+            _check_absolute(str(address), inner.path)
     if qmp:
         _check_absolute(qmp, qmp)
     return _Ends(listen, goes, qmp)
@@ -468,15 +486,21 @@ def _check_absolute(address: str, path: str) -> None:
         raise HostError(f"{address}: an absolute path was expected")
 
 
-def _wanted(request: Request, config: Config, ends: _Ends, mode: Mode, known: HostFacts | None) -> Wanted:
+def _wanted(
+    request: Request, config: Config, ends: _Ends, domain: str, mode: Mode, known: HostFacts | None
+) -> Wanted:
     """A session.
 
+    :param domain: the guest's uuid, empty where it is not known
     :param known: what the cluster knows of the destination, None if nothing
-    :raises HostError: the request is wrong
+    :raises HostError: the request is wrong, or this host lacks certificates that it takes
     :raises PolicyError: it contradicts itself
     """
     policy = config.policy
-    facts = request.object("host")
+    facts = _facts(request, known or policy.facts, ends.listen)
+    pairing = replace(config.pairing, domain=domain)
+    onward = None if ends.connect.startswith(QMP) else parse_destination(ends.connect)
+    check_certificates(ends.listen, onward, pairing)
     deadlines = request.object("deadlines") or {}
     wanted = Wanted(
         ends.listen,
@@ -486,9 +510,10 @@ def _wanted(request: Request, config: Config, ends: _Ends, mode: Mode, known: Ho
             enforcement=Enforcement(
                 request.choice("verdict", [one.value for one in Enforcement], policy.enforcement.value)
             ),
-            facts=(known or policy.facts) if facts is None else HostFacts.from_json(json.dumps(facts)),
+            facts=facts,
             accepted=policy.accepted | set(request.texts("accept")),
             without_return_path=request.flag("allow_no_return_path", policy.without_return_path),
+            peer_tells=ends.connect.startswith(PAIR),
         ),
         replace(
             config.waits,
@@ -497,6 +522,15 @@ def _wanted(request: Request, config: Config, ends: _Ends, mode: Mode, known: Ho
         request.peer,
         ends.qmp,
         request.flag("read_vmcb12", True),
+        uuid=domain,
+        pairing=pairing,
     )
     request.end()
     return wanted
+
+
+def _facts(request: Request, configured: HostFacts, listen: Listening | None) -> HostFacts:
+    """The destination's, as far as they are known: where the other filter of a pair comes, it is this host."""
+    given = request.object("host")
+    facts = configured if given is None else HostFacts.from_json(json.dumps(given))
+    return gather().facts if isinstance(listen, PairAddress) and facts == HostFacts() else facts

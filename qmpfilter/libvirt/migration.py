@@ -174,7 +174,7 @@ class Migration:
             "domain": {"name": self._domain.name, "uuid": self._domain.uuid},
             "listen": str(self._route.listen),
             "connect": str(self._route.onward),
-            **as_json(self.relay, self.gate, self._policy),
+            **as_json(self.relay, self.gate),
             "libvirt": {
                 "source": {"uri": self._ends.source.uri, "state": source and source.name},
                 "destination": {"uri": self._ends.desturi, "state": destination and destination.name},

@@ -40,7 +40,7 @@ def told(policy: Policy, stream: str = "mid-l2") -> dict[str, Any]:
     # Stopped, it only closes what it has.
     relay.stop(HostError("the test is over"))
     relay.run([])
-    made: dict[str, Any] = json.loads(json.dumps(report.as_json(relay, gate, policy)))
+    made: dict[str, Any] = json.loads(json.dumps(report.as_json(relay, gate)))
     return made
 
 
