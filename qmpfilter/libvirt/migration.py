@@ -114,7 +114,6 @@ class Migration:
         self._route = route
         self._listener = listener
         self._flags = flags
-        self._policy = policy
         self._waits = waits
         self._pace = pace or Pace()
         self._loop: asyncio.AbstractEventLoop | None = None
