@@ -141,6 +141,17 @@ def test_settings_that_make_no_sense_are_said_and_stop_nothing(make: Callable[..
     assert done.stderr.count("\n") == 1
 
 
+def test_the_example_has_the_settings_that_there_are(make: Callable[..., Fake]) -> None:
+    example = (HOOK.parents[1] / "examples/libvirt/hook.conf").read_text()
+    rows = [row for row in example.splitlines() if row and not row.startswith("#")]
+    assert [row for row in HOOK.read_text().splitlines() if row.removeprefix("#     ") in rows] == [
+        f"#     {row}" for row in rows
+    ]
+    # What stands last holds: the example's own socket is no daemon's.
+    done = make(says({}), "\n".join(row for row in rows if not row.startswith("socket"))).run("g", "migrate", "begin")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 CARED_FOR_BY_NOBODY = ("prepare begin", "start begin", "reconnect begin", "attach begin", "migrate end", "new begin")
 
 
