@@ -240,11 +240,10 @@ def _print(tolds: list[Told], operator: Operator, load: Load) -> bool:
     print(f"            {load.taken / 1e6:.1f} MB taken, {load.given / 1e6:.1f} MB given")
     print(f"            to ask takes {took[49] * 1e3:.1f} ms, of a hundred the slowest {took[98] * 1e3:.1f} ms")
     each = load.processor / asked
+    print(f"            a request costs {each * 1e3:.2f} ms of etcd's processor")
     print(
-        f"            a request costs {each * 1e3:.2f} ms of etcd's processor; who only asks, every "
-        f"{_ASK_SECONDS:g} s:"
+        f"            who only asks, every {_ASK_SECONDS:g} s: {idle:.0f} a second, {idle * each:.0%} of a processor"
     )
-    print(f"            {idle:.0f} a second, {idle * each:.0%} of a processor")
     decisions = [one for told in tolds for one in told.decisions]
     parts = statistics.quantiles(decisions, n=1000)
     print(
