@@ -18,8 +18,12 @@ from tests.lab.systemd import SystemdHost, build, dependencies
 
 pytestmark = pytest.mark.lab
 
-SECONDS = 300.0
+SECONDS = 400.0
 INSTALL = "DEBIAN_FRONTEND=noninteractive dpkg --install {}"
+# Compiling them takes minutes under emulation.
+INSTALL_OTHERS = (
+    f"mount --bind /bin/true /usr/bin/py3compile; {INSTALL.format('python3-*.deb')}; umount /usr/bin/py3compile"
+)
 # Whoever asks the daemon now is answered by the next one.
 NEXT = 'test "$(systemctl show -P MainPID qmpfilter)" != "$old"'
 UNTIL = "until {}; do sleep 0.5; done"
@@ -39,7 +43,8 @@ def host(request: pytest.FixtureRequest, packages: dict[str, bytes]) -> Iterator
     given: Host = request.param
     with SystemdHost(given) as booted:
         first = dict([next(iter(packages.items()))])
-        booted.run(["sh", "-c", INSTALL.format("*.deb")], {**dependencies(given), **first}, SECONDS)
+        booted.run(["sh", "-ec", INSTALL_OTHERS], dependencies(given), SECONDS)
+        booted.run(["sh", "-ec", INSTALL.format("qmpfilter_*.deb")], first, SECONDS)
         yield booted
 
 
