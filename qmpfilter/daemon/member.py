@@ -2,9 +2,9 @@
 """This host as a member of its cluster: tells of itself, follows the rollout and the kill switch, and counts.
 
 Threads speak with the store, because its calls block: one follows the kill switch and the rollout and gives signs of
-life, another reads the other hosts' records and remembers them, which takes long where there are a thousand. What they
-learn is one frozen object that is replaced. A migration that begins asks nobody: it is decided by what is known at that
-moment.
+life, another reads the other hosts' records and remembers them, which takes long where there are a thousand. What
+they learn is one frozen object that is replaced. A migration that begins asks nobody: it is decided by what is known
+at that moment.
 """
 
 from __future__ import annotations
