@@ -66,6 +66,7 @@ class Board:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._read: dict[str, tuple[str, HostRecord]] = {}
 
     # --- decisions -----------------------------------------------------------------------------
 
@@ -120,17 +121,19 @@ class Board:
 
     def hosts(self) -> Listed:
         """Those that live."""
-        good: dict[str, HostRecord] = {}
+        read: dict[str, tuple[str, HostRecord]] = {}
         damaged: list[str] = []
         for entry in self.store.entries(HOSTS):
             try:
-                record = HostRecord.from_json(entry.key, entry.data)
-                if record.name != _name(entry):
-                    raise HostError(f"{entry.key}: the record of host {record.name!r}")
-                good[record.name] = record
+                # Where a thousand hosts live, one that comes or goes is not worth reading all the others again.
+                revision, record = self._read.get(entry.key, ("", None))
+                if record is None or revision != entry.revision:
+                    record = _host(entry)
+                read[entry.key] = (entry.revision, record)
             except HostError as error:
                 damaged.append(str(error))
-        return Listed(good, tuple(damaged))
+        self._read = read
+        return Listed({record.name: record for _, record in read.values()}, tuple(damaged))
 
     def publish(self, record: HostRecord, lease: Lease) -> None:
         """A host's own."""
@@ -169,6 +172,13 @@ class Board:
     def say_tally(self, name: str, tally: Tally) -> None:
         """A host's own."""
         self.store.put_always(f"{_TALLIES}/{name}", tally.to_json(with_sessions=False))
+
+
+def _host(entry: Entry) -> HostRecord:
+    record = HostRecord.from_json(entry.key, entry.data)
+    if record.name != _name(entry):
+        raise HostError(f"{entry.key}: the record of host {record.name!r}")
+    return record
 
 
 def _name(entry: Entry) -> str:

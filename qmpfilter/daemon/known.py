@@ -102,7 +102,8 @@ class KnownFile:
             file.write(known.to_json())
             file.commit()
 
-    def heard(self) -> None:
-        """The store was heard, and said nothing new."""
+    def heard(self, age: float) -> None:
+        """The store was heard so many seconds ago."""
+        moment = time.time() - age
         with contextlib.suppress(OSError):
-            os.utime(self._path)
+            os.utime(self._path, (moment, moment))

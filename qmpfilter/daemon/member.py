@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """This host as a member of its cluster: tells of itself, follows the rollout and the kill switch, and counts.
 
-One thread speaks with the store, because its calls block; what it learns is one frozen object that is replaced. A
-migration that begins asks nobody: it is decided by what is known at that moment.
+Threads speak with the store, because its calls block: one follows the kill switch and the rollout and gives signs of
+life, another reads the other hosts' records and remembers them, which takes long where there are a thousand. What
+they learn is one frozen object that is replaced. A migration that begins asks nobody: it is decided by what is known
+at that moment.
 """
 
 from __future__ import annotations
@@ -75,10 +77,14 @@ class Member:
         self._rings: dict[str, str] = {}
         self._lock = threading.Lock()
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="cluster", daemon=True)
-        # --- the thread's own ---
+        self._changed = threading.Event()
+        self._threads = [
+            threading.Thread(target=run, name=name, daemon=True)
+            for name, run in (("cluster", self._run), ("cluster-hosts", self._run_hosts))
+        ]
+        # --- the threads' own ---
         self._away = ""
-        self._is_remembered = True
+        self._remembered_known = self.known
         self._fallen = False
         self._lease: Lease | None = None
         self._record: HostRecord | None = None
@@ -91,12 +97,15 @@ class Member:
     def start(self) -> None:
         """Follow what was known last, and then the store."""
         self._follow_switch()
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Say farewell, as far as the store can be reached."""
         self._ending.set()
-        self._thread.join(_END_SECONDS)
+        self._changed.set()
+        for thread in self._threads:
+            thread.join(_END_SECONDS)
         self._board.store.close()
 
     def decide(
@@ -235,7 +244,6 @@ class Member:
         self._look()
         if time.monotonic() >= self._beat_at:
             self._beat()
-            self._follow_hosts()
             self._beat_at = time.monotonic() + self._settings.lease / _BEATS
         self._say_seen()
         self._say_tally()
@@ -259,8 +267,22 @@ class Member:
                 self._replace(unreadable=str(error))
             self._cursors[CONTROL] = sight.cursor
         self._heard = time.monotonic()
-        if self._is_remembered:
-            self._known_file.heard()
+
+    def _run_hosts(self) -> None:
+        """Beside the other: what it reads and writes is long."""
+        while not self._ending.is_set():
+            try:
+                self._follow_hosts()
+            except StoreAwayError:
+                # The other thread says so.
+                pass
+            except HostError as error:
+                _log.error("cluster: %s", error)
+            except Exception:
+                _log.exception("cluster")
+            self._remember()
+            self._changed.wait(self._settings.lease / _BEATS)
+            self._changed.clear()
 
     def _follow_hosts(self) -> None:
         sight = self._board.store.watch(HOSTS, self._cursors.get(HOSTS), 0.0)
@@ -339,16 +361,24 @@ class Member:
             self._tally_is_whole = True
 
     def _replace(self, **new: Any) -> None:
-        known = replace(self.known, **new)
-        if known == self.known:
-            return
-        self.known = known
-        self._is_remembered = False
+        with self._lock:
+            known = replace(self.known, **new)
+            if known == self.known:
+                return
+            self.known = known
+        self._changed.set()
+
+    def _remember(self) -> None:
+        known, age = self.known, self.age
         try:
-            self._known_file.write(known)
-            self._is_remembered = True
+            if known is not self._remembered_known:
+                self._known_file.write(known)
+                self._remembered_known = known
         except HostError as error:
             _log.error("cluster: a restart will not remember: %s", error)
+        else:
+            if not math.isinf(age):
+                self._known_file.heard(age)
 
     def _follow_switch(self) -> None:
         try:

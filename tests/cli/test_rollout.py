@@ -26,8 +26,9 @@ def board(tmp_path: Path) -> Board:
 
 
 @pytest.fixture
-def call(board: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Call:
+def call(board: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
     """Run a command: its exit status, and all that it says."""
+    monkeypatch.setenv("COLUMNS", "200")
     config = tmp_path / "q.toml"
     config.write_text(f'[cluster]\nstore = "dir:{tmp_path}/store"\n')
 

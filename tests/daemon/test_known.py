@@ -31,7 +31,7 @@ def test_it_comes_back(tmp_path: Path, known: Known) -> None:
 
 def test_nothing_was_heard_for_ever(tmp_path: Path) -> None:
     file = KnownFile(tmp_path / "known.json")
-    file.heard()
+    file.heard(0)
     assert file.read() == (Known(), math.inf)
 
 
@@ -43,7 +43,7 @@ def test_the_file_tells_when_it_was_heard_and_a_clock_that_was_set_back_is_not_b
     KnownFile(path).write(KNOWN)
     os.utime(path, (time.time() + ahead,) * 2)
     assert KnownFile(path).read()[1] == pytest.approx(age, abs=600)
-    KnownFile(path).heard()
+    KnownFile(path).heard(0)
     assert KnownFile(path).read()[1] < 600
 
 
