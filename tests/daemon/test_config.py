@@ -45,6 +45,8 @@ def test_the_example_shows_every_default(tmp_path: Path) -> None:
     assert (defaults.waits, defaults.keep, defaults.policy) == (Waits(), Keep(), Config().policy)
     flat = tomllib.loads(text)
     tables = {"deadlines": Waits, "reports": Keep, "audit": Audit, "metrics": Expose}
+    # Of a pair the guest's uuid is no matter of the configuration.
+    assert set(flat.pop("pair")) == {one.name for one in fields(Pairing)} - {"domain"}
     assert len(flat) == 10 + len(tables)
     assert {name: len(flat[name]) for name in tables} == {name: len(fields(kind)) for name, kind in tables.items()}
 
