@@ -96,13 +96,16 @@ class Member(EmulatedHost):
             return "absent"
         return self.virsh("domstate", DOMAIN)
 
+    def console(self) -> str:
+        """All that the guest has printed at this host since it came."""
+        return self.run(["cat", f"{PLACE}/console"], {}, SECONDS).output
+
     def rounds(self) -> dict[int, int]:
         """How often each L2 has found its registers right, by what it last said at this host.
 
         Raises Corruption if one was not what it must be.
         """
-        text = self.run(["cat", f"{PLACE}/console"], {}, SECONDS).output
-        progress = read_console(text, build_guest().symbols["contexts"])
+        progress = read_console(self.console(), build_guest().symbols["contexts"])
         return {vcpu: said[-1] for vcpu, said in progress.rounds.items()}
 
     def wait_for_rounds(self, after: Mapping[int, int], seconds: float = PROGRESS_SECONDS) -> dict[int, int]:
