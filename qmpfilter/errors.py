@@ -16,7 +16,9 @@
     │   └── ImageError        the libvirt save image around the stream
     ├── PolicyError           what the operator asked for forbids it
     ├── HostError             this machine, its tools, or how the command was called
-    │   └── DeadlineError     something did not happen in time
+    │   ├── DeadlineError     something did not happen in time
+    │   ├── StoreAwayError    the cluster's store cannot be reached
+    │   └── ChangedError      somebody else changed it first
     └── BugError              qmpfilter itself
 
 Any other exception that leaves the package is a bug too.
@@ -28,6 +30,7 @@ from collections.abc import Sequence
 
 __all__ = [
     "BugError",
+    "ChangedError",
     "DeadlineError",
     "FramingError",
     "HostError",
@@ -38,6 +41,7 @@ __all__ = [
     "QmpfilterError",
     "RecordError",
     "RefusedError",
+    "StoreAwayError",
     "StreamError",
     "TruncatedError",
     "UnsupportedError",
@@ -126,6 +130,14 @@ class HostError(QmpfilterError):
 
 class DeadlineError(HostError):
     """Something did not happen in time: a peer, the network, or a tool that was waited for."""
+
+
+class StoreAwayError(HostError):
+    """The cluster's store cannot be reached, does not answer in time, or does not let this host in."""
+
+
+class ChangedError(HostError):
+    """What was to be written in the cluster's store was changed by somebody else in the meantime."""
 
 
 class BugError(QmpfilterError):

@@ -3,28 +3,29 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Callable, Mapping, Sequence
-from io import StringIO
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from qmpfilter.cli.output import write_out
+from qmpfilter.cli.cluster import board, configured, operator
+from qmpfilter.cli.output import print_json, table, write_out
+from qmpfilter.cluster.board import Board, signed
 from qmpfilter.daemon.client import ask
 from qmpfilter.daemon.config import Config
 from qmpfilter.filter.policy import Enforcement, Mode
-from qmpfilter.relay.address import QMP
+from qmpfilter.relay.address import PAIR, QMP
 from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["off", "on", "reload", "sessions", "show", "start", "status", "stop"]
 
-_WIDTH: Final = 200
+_EXIT_MISSING: Final = 4
+_LOOK_SECONDS: Final = 0.2
 
 
-def _asking(command: Callable[..., None]) -> Callable[..., None]:
+def _asking(command: Callable[..., int | None]) -> Callable[..., int | None]:
     """The options of every command that asks a daemon."""
     command = click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")(command)
     return click.option(
@@ -46,19 +47,30 @@ def status(path: Path, as_json: bool) -> None:
     """
     answer = ask(path, "status")
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     states = {"draining": answer["draining"], "switched off: everything passes as it is": answer["off"]}
     notes = [name for name, holds in states.items() if holds]
     lines = [
         f"qmpfilter {answer['version']}, process {answer['pid']}, since {answer['began']}",
         f"  {answer['running']} of at most {answer['max_sessions']} sessions run",
-        f"  mode {answer['mode']}, verdict {answer['verdict']}",
+        f"  mode {'as the cluster decides' if answer['cluster'] else answer['mode']}, verdict {answer['verdict']}",
         f"  configuration: {', '.join(answer['config']) or 'defaults'}",
         f"  reports: {answer['state']}/sessions",
+        *(f"  {line}" for line in _of_cluster(answer["cluster"])),
         *(f"  {note}" for note in notes),
     ]
     write_out("".join(f"{line}\n" for line in lines))
+
+
+def _of_cluster(told: Mapping[str, Any] | None) -> list[str]:
+    if told is None:
+        return []
+    stage = f" at {told['stage']}, {told['state']}" if told["stage"] else ", which no rollout has"
+    lines = [f"cluster {told['store']}: {told['name']} in ring {told['ring']}{stage}; {told['hosts']} hosts listed"]
+    lines += [f"the store does not answer, heard {told['age']} s ago: {told['away']}"] if told["away"] else []
+    lines += [f"nothing is edited: {told['stale']}"] if told["stale"] else []
+    return lines + ([told["off"]] if told["off"] else [])
 
 
 @click.command()
@@ -71,7 +83,7 @@ def sessions(path: Path, as_json: bool, limit: int) -> None:
     """
     answer = ask(path, "sessions", limit=limit)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
         return
     rows = [
         (one["session"], one["stage"], f"{one['bytes']['forward']:,}", one["listen"], one["connect"], "")
@@ -80,7 +92,8 @@ def sessions(path: Path, as_json: bool, limit: int) -> None:
     rows += [
         (one["session"], one["outcome"], "", one["listen"], one["connect"], one["reason"]) for one in answer["ended"]
     ]
-    write_out(_table(("session", "state", "bytes", "from", "to", "reason"), rows) if rows else "no sessions\n")
+    titles = ("session", "state", "bytes", "from", "to", "reason")
+    write_out(table(titles, rows, ("bytes",)) if rows else "no sessions\n")
 
 
 @click.command()
@@ -94,9 +107,11 @@ def show(session: str, path: Path, as_json: bool) -> None:
     answer = ask(path, "show", session=session)
     told = answer.get("report") or answer["running"]
     if as_json:
-        _print_json(told)
+        print_json(told)
     else:
-        write_out("".join(f"{line}\n" for line in _outline(told)))
+        # The states of vCPUs are long: 'qmpfilter report' tells what of them was changed.
+        rest = {key: value for key, value in told.items() if key != "states"}
+        write_out("".join(f"{line}\n" for line in _outline(rest)))
 
 
 @click.command()
@@ -113,6 +128,7 @@ def show(session: str, path: Path, as_json: bool) -> None:
     help="The destination's facts, as 'qmpfilter doctor --json' printed them there.",
 )
 @click.option("--accept", multiple=True, metavar="CODE", help="Accept this loss too; may be given again.")
+@click.option("--domain", metavar="UUID", help="The guest: one that a pair: address knows as another is refused.")
 @click.option("--qmp", metavar="SOCKET", help="A QMP socket of the source that nobody else uses.")
 @click.option(
     "--read-vmcb12",
@@ -149,7 +165,7 @@ def start(
     what["read_vmcb12"] = read_vmcb12 == "auto"
     answer = ask(path, "relay", listen=_absolute(listen), connect=_absolute(connect), accept=list(accept), **what)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     else:
         begun = "has taken over" if answer["listen"].startswith(QMP) else "waits at"
         write_out(f"{answer['session']} {begun} {answer['listen'].removeprefix(QMP)}\n")
@@ -165,7 +181,7 @@ def stop(session: str, path: Path, as_json: bool) -> None:
     """
     answer = ask(path, "stop", session=session)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     else:
         write_out(f"{session} was asked to stop; 'qmpfilter show {session}' tells how it ended\n")
 
@@ -179,49 +195,92 @@ def reload(path: Path, as_json: bool) -> None:
     """
     answer = ask(path, "reload")
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     else:
         write_out(f"configuration: {', '.join(answer['config']) or 'defaults'}\n")
 
 
+_for_all = click.option("--all", "everywhere", is_flag=True, help="At every host of the cluster, not only here.")
+
+
 @click.command()
 @_asking
-def off(path: Path, as_json: bool) -> None:
+@_for_all
+@configured
+@click.option(
+    "--wait", type=click.FloatRange(0, 600), default=5.0, show_default=True, help="Seconds for all hosts to say so."
+)
+def off(path: Path, as_json: bool, everywhere: bool, config: Path | None, wait: float) -> int:
     """Have everything pass as it is: every migration that has not edited anything yet, and every one to come.
 
-    The switch is a file, so that it also holds without the daemon; 'touch' and 'rm' do the same.
+    The switch is a file, so that it also holds without the daemon; 'touch' and 'rm' do the same. With --all every
+    host of the cluster makes that file; what an operator switched off at one host stays off there.
 
-    Exit status: 0 it is off; 2 a bug of qmpfilter; 3 the daemon does not answer, or wrong usage.
+    Exit status: 0 it is off; 2 a bug of qmpfilter; 3 the daemon or the cluster's store does not answer, or wrong
+    usage; 4 it is off for the cluster, but not every host has said so yet.
     """
-    _switch(path, "off", as_json)
+    if not everywhere:
+        return _switch(path, "off", as_json)
+    with board(config) as records:
+        records.switch_off(signed(operator()))
+        return _heeded(records, True, wait, as_json)
 
 
 @click.command()
 @_asking
-def on(path: Path, as_json: bool) -> None:
-    """End what 'qmpfilter off' began.
+@_for_all
+@configured
+@click.option(
+    "--wait", type=click.FloatRange(0, 600), default=5.0, show_default=True, help="Seconds for all hosts to say so."
+)
+def on(path: Path, as_json: bool, everywhere: bool, config: Path | None, wait: float) -> int:
+    """End what 'qmpfilter off' began; with --all, what 'qmpfilter off --all' began.
 
-    Exit status: 0 it is on; 2 a bug of qmpfilter; 3 the daemon does not answer, or wrong usage.
+    Exit status: 0 it is on; 2 a bug of qmpfilter; 3 the daemon or the cluster's store does not answer, or wrong
+    usage; 4 it is on for the cluster, but not every host has said so yet.
     """
-    _switch(path, "on", as_json)
+    if not everywhere:
+        return _switch(path, "on", as_json)
+    with board(config) as records:
+        records.switch_on()
+        return _heeded(records, False, wait, as_json)
 
 
-def _switch(path: Path, op: str, as_json: bool) -> None:
+def _switch(path: Path, op: str, as_json: bool) -> int:
     answer = ask(path, op)
     if as_json:
-        _print_json(answer)
+        print_json(answer)
     else:
         write_out("everything passes as it is\n" if answer["off"] else "migrations are filtered\n")
+    return 0
+
+
+def _heeded(records: Board, off: bool, wait: float, as_json: bool) -> int:
+    """Tell which hosts follow the cluster's switch, once all do or after so many seconds."""
+    late = time.monotonic() + wait
+    while True:
+        hosts, seen = records.hosts(), records.seen()
+        missing = sorted(name for name in hosts.good if name not in seen or seen[name].off is not off)
+        if not missing or time.monotonic() >= late:
+            break
+        time.sleep(_LOOK_SECONDS)
+    count = len(hosts.good)
+    if as_json:
+        print_json({"off": off, "hosts": count, "missing": missing, "damaged": list(hosts.damaged)})
+    else:
+        what = "everything passes as it is" if off else "migrations are filtered"
+        said = f"{what}: {count - len(missing)} of {count} hosts say so\n"
+        said += f"not yet: {', '.join(missing)}\n" if missing else ""
+        write_out(said + "".join(f"{sentence}\n" for sentence in hosts.damaged))
+    return _EXIT_MISSING if missing or hosts.damaged else 0
 
 
 def _absolute(address: str) -> str:
     """The daemon's working directory is another."""
+    if address.startswith(PAIR):
+        return f"{PAIR}{_absolute(address.removeprefix(PAIR))}"
     kind, _, rest = address.partition(":")
     return f"{kind}:{Path(rest).absolute()}" if kind in ("unix", QMP.rstrip(":")) and rest else address
-
-
-def _print_json(answer: Mapping[str, Any]) -> None:
-    write_out(json.dumps(answer, indent=1) + "\n")
 
 
 def _outline(value: Mapping[str, Any], indent: str = "") -> list[str]:
@@ -243,21 +302,3 @@ def _outline(value: Mapping[str, Any], indent: str = "") -> list[str]:
 
 def _part(indent: str, name: str, inner: list[str]) -> list[str]:
     return [f"{indent}{name}:", *inner] if inner else []
-
-
-def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    # Imported here: rich is not needed for JSON.
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for title in titles:
-        table.add_column(title, justify="right" if title == "bytes" else "left", no_wrap=title == "session")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    out = StringIO()
-    Console(file=out, width=shutil.get_terminal_size((_WIDTH, 0)).columns, no_color=True, highlight=False).print(
-        table
-    )
-    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())

@@ -35,13 +35,17 @@ _EXIT_INTERRUPTED: Final = 130
 GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
     "streams": ("inspect", "convert", "verdict"),
     "one migration": ("relay", "migrate", "pipe", "policy"),
-    "this host": ("doctor", "selftest"),
+    "this host": ("doctor", "selftest", "hooks"),
     "the daemon": ("run", "status", "reload", "off", "on"),
     "its sessions": ("start", "stop", "sessions", "show"),
     "records": ("report", "audit"),
+    "the cluster": ("rollout", "hosts", "explain"),
 }
 _COMMANDS: Final = tuple(chain.from_iterable(GROUPS.values()))
-_MODULES: Final = dict.fromkeys(("status", "sessions", "show", "start", "stop", "reload", "off", "on"), "control")
+_MODULES: Final = {
+    **dict.fromkeys(("status", "sessions", "show", "start", "stop", "reload", "off", "on"), "control"),
+    "hosts": "cluster",
+}
 
 
 class _Commands(click.Group):

@@ -20,7 +20,7 @@ _PACE: Final = ("timeout", "timeout_suspend", "timeout_postcopy", "postcopy_afte
 
 
 @click.command()
-@click.argument("ends", nargs=-1, metavar="[DOMAIN DESTURI | --qmp SOCKET TARGET]")
+@click.argument("ends", nargs=-1, metavar="DOMAIN DESTURI")
 @connect_option
 @click.option("--qmp", metavar="SOCKET", help="Without libvirt: the QMP socket of the source.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
@@ -57,12 +57,14 @@ def migrate(
     choices: Choices,
     **virsh: Any,
 ) -> int:
-    """Migrate a guest through qmpfilter: a domain of libvirt, or, with --qmp, the guest of a QEMU.
+    """Migrate a guest through qmpfilter: with DOMAIN DESTURI a domain of libvirt; with --qmp SOCKET and TARGET, in
+    their place, the guest of a QEMU.
 
     DOMAIN is a name, a UUID or a number, DESTURI the libvirt that it goes to. libvirt migrates it as 'virsh migrate'
-    does, with the same options; what it is told besides is to send the stream to a relay of this command, which runs
-    beside the source. Encrypted and tunnelled streams are refused, because they cannot be read. Where the domain's
-    metadata has a policy ('qmpfilter policy'), options of the command line go before it.
+    does, with the same options; besides it is told to send the stream to a relay of this command, which runs beside
+    the source. Encrypted and tunnelled streams are refused, because they cannot be read. Options go before what the
+    domain's metadata ask for ('qmpfilter policy'). --dry-run, and VMCB12 where it is read, ask QEMU's monitor, of
+    which libvirt keeps a note (a taint).
 
     TARGET is where a destination waits: unix:PATH or tcp:HOST:PORT, or qmp:PATH, the QMP socket of a QEMU on this
     host that was started with -incoming defer. It is given the source's capabilities, and asked in the end who runs

@@ -229,22 +229,20 @@ def _libvirts_as_text(ends: Ends, domain: Domain, migration: Migration) -> str:
 def _judge(migration: Migration, outcome: Outcome) -> int:
     """The exit status; what the operator has to know goes to standard error."""
     where, status = migration.whereabouts, STATUS[outcome]
+    why = migration.relay.session.reason or migration.error
     if where in _ALARMS:
         return _say(_ALARMS[where], EXIT_IN_DOUBT)
     if where is Whereabouts.DESTINATION and not migration.committed:
         return _say("the guest is at the destination, and its stream did not come through here", EXIT_IN_DOUBT)
-    if where is Whereabouts.SOURCE and status != STATUS[Outcome.VETOED]:
-        what = migration.relay.session.reason or migration.error
-        return _say(f"{what}; the guest is at the source", EXIT_STAYED)
     if where is Whereabouts.DESTINATION:
         return 0
-    if outcome is Outcome.VETOED:
-        again = "is at the source" if where is Whereabouts.SOURCE else "has not arrived"
-        return _say(f"{migration.relay.session.reason}; the guest {again}", status)
-    if status == 0 and migration.error:
+    if where is Whereabouts.SOURCE:
+        vetoed = outcome is Outcome.VETOED
+        return _say(f"{why}; the guest is at the source", status if vetoed else EXIT_STAYED)
+    if migration.error and status == 0:
         # The stream arrived, and what libvirt made of it nobody can tell.
         return _say(f"{migration.error}; ask both libvirts who runs the guest", EXIT_IN_DOUBT)
-    return status
+    return _say(why, status) if status else status
 
 
 def _say(text: str, status: int) -> int:

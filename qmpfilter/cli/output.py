@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from typing import Any, Final
 
 from qmpfilter.errors import HostError
 
-__all__ = ["write_out"]
+__all__ = ["print_json", "table", "write_out"]
+
+_WIDTH: Final = 200
 
 
 def write_out(text: str) -> None:
@@ -31,3 +38,31 @@ def write_out(text: str) -> None:
 def _give_up() -> None:
     """What is still buffered would fail again when the interpreter ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_json(answer: Mapping[str, Any]) -> None:
+    """Write an object to standard output.
+
+    :raises HostError: it is closed, or what it goes to is full
+    """
+    write_out(json.dumps(answer, indent=1) + "\n")
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> str:
+    """Rows under titles, as wide as the terminal.
+
+    :param numbers: titles of columns that are to be read from the right
+    """
+    # Imported here: rich is not needed for JSON.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in titles:
+        grid.add_column(title, justify="right" if title in numbers else "left", no_wrap=title == titles[0])
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    out = StringIO()
+    Console(file=out, width=shutil.get_terminal_size((_WIDTH, 0)).columns, no_color=True, highlight=False).print(grid)
+    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())

@@ -82,7 +82,7 @@ def pipe(target: str, choices: Choices) -> int:
         ends.start()
         outcome = relay.run([ours])
     ends.join()
-    choices.write_report(as_json(relay, gate, choices.policy))
+    choices.write_report(as_json(relay, gate))
     print(as_text(relay, gate), end="", file=sys.stderr)
     return STATUS[outcome]
 

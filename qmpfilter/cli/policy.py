@@ -24,7 +24,7 @@ _ACTIONS: Final = (_SHOW, _SET, _CLEAR)
 
 @click.command()
 @click.argument("domain", metavar="DOMAIN")
-@click.argument("action", type=click.Choice(_ACTIONS), default=_SHOW, metavar="[show|set|clear]")
+@click.argument("action", type=click.Choice(_ACTIONS), default=_SHOW, metavar="[ACTION]")
 @connect_option
 @click.option("--mode", type=click.Choice([mode.value for mode in Mode]), help="set: What is done to its streams.")
 @click.option(
@@ -45,9 +45,10 @@ def policy(
 ) -> None:
     """Show or change what DOMAIN itself asks for of its migrations.
 
-    It stands in the domain's metadata, as it runs and as it is defined, and so goes with every migration. 'set'
-    leaves what is not named as it is, 'clear' takes all away. Where nothing is asked for, what the command line of
-    the migration or the configuration says holds; options of 'qmpfilter migrate' go before what the domain asks for.
+    It stands in the domain's metadata, as it runs and as it is defined, and so goes with every migration. ACTION is
+    show, set, which leaves what is not named as it is, or clear, which takes all away. Where nothing is asked for,
+    what the command line of the migration or the configuration says holds; options of 'qmpfilter migrate' go before
+    what the domain asks for.
 
     Exit status: 0 shown or changed; 2 a bug of qmpfilter; 3 libvirt says no, or wrong usage.
     """

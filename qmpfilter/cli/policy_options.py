@@ -16,7 +16,8 @@ from click.core import ParameterSource
 
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
-from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.address import PAIR
+from qmpfilter.relay.limits import LONGEST, Waits
 from qmpfilter.relay.session import Outcome
 from qmpfilter.saveimage.outfile import OutputFile
 from qmpfilter.verdict.facts import HostFacts
@@ -133,6 +134,7 @@ def policy_options(defaults: Waits | None = None) -> Callable[[Callable[..., int
                 facts=HostFacts() if host is None else HostFacts.from_json(host.read_text(encoding="utf-8")),
                 accepted=LOST_ANYWAY | set(accept),
                 without_return_path=allow_no_return_path,
+                peer_tells=str(others.get("connect", "")).startswith(PAIR),
             )
             waits = replace(usual, **_seconds(deadlines))
             return command(choices=Choices(policy, waits, report, _given()), **others)
@@ -158,6 +160,9 @@ def _seconds(deadlines: tuple[str, ...]) -> dict[str, float]:
             given[name] = float(seconds)
         except ValueError:
             raise click.UsageError(f"--deadline {text}: NAME=SECONDS is needed") from None
-        if name not in _NAMES or not 0 < given[name] < float("inf"):
-            raise click.UsageError(f"--deadline {text}: one of {', '.join(_NAMES)}, with more than 0 seconds")
+        if name not in _NAMES or not 0 < given[name] <= LONGEST:
+            names = ", ".join(_NAMES)
+            raise click.UsageError(
+                f"--deadline {text}: one of {names}, with more than 0 and at most {LONGEST:.0f} seconds"
+            )
     return given

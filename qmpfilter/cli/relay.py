@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
+from pathlib import Path
 
 import click
 
 from qmpfilter.cli.interrupt import on_signal
 from qmpfilter.cli.output import write_out
 from qmpfilter.cli.policy_options import KILL_SWITCH, STATUS, Choices, policy_options
+from qmpfilter.doctor.gather import gather
 from qmpfilter.filter.gate import Gate
-from qmpfilter.relay.address import parse_address, parse_destination
+from qmpfilter.relay.address import PairAddress, parse_destination, parse_listening
+from qmpfilter.relay.pair import Encryption, Pair, Pairing, check_certificates
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json, as_text
+from qmpfilter.relay.session import Phase
+from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["relay"]
 
@@ -21,13 +27,36 @@ __all__ = ["relay"]
 @click.command()
 @click.argument("listen", metavar="LISTEN")
 @click.argument("connect", metavar="CONNECT")
+@click.option(
+    "--pair-encryption",
+    "encryption",
+    type=click.Choice([one.value for one in Encryption]),
+    default=Encryption.AUTO.value,
+    show_default=True,
+    help="TLS with the filter at a pair: address. 'auto' is with those on other hosts, 'always' with all of tcp:.",
+)
+@click.option(
+    "--pki",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    default=Pairing().pki,
+    show_default=True,
+    help="Certificates for TLS, in libvirt's layout.",
+)
+@click.option(
+    "--domain", metavar="UUID", default="", help="The guest: one that a pair: address knows as another is refused."
+)
 @policy_options()
-def relay(listen: str, connect: str, choices: Choices) -> int:
+def relay(listen: str, connect: str, choices: Choices, encryption: str, pki: Path, domain: str) -> int:
     """Relay one migration: wait for a source at LISTEN, and pass it on to the destination at CONNECT.
 
     Both are addresses as QEMU writes them: tcp:HOST:PORT or unix:PATH. The source migrates to LISTEN, all its
     channels; the destination waits at CONNECT, with -incoming. CONNECT may be "original": where each connection was
     to go before a rule of nftables redirected it to LISTEN; connections of the relay carry the mark 0x716d.
+
+    "pair:" before either address means that another qmpfilter is there: CONNECT of the source's host and LISTEN of
+    the destination's. The one at the destination then tells its host's facts, and between hosts all is TLS 1.3, with
+    the certificates that libvirt has on both.
 
     \b
     off      passes everything on without reading it
@@ -43,14 +72,20 @@ def relay(listen: str, connect: str, choices: Choices) -> int:
     the source; 5 in doubt: the connection was cut when the destination could have started it; 2 a bug of qmpfilter;
     3 wrong usage or a problem of this host.
     """
-    source, destination = parse_address(listen), parse_destination(connect)
-    gate = Gate(choices.policy, KILL_SWITCH.exists)
-    listener = source.listen()
-    running = Relay(destination.connect, gate, choices.waits)
+    source, destination = parse_listening(listen), parse_destination(connect)
+    pairing = Pairing(Encryption(encryption), pki.absolute(), domain)
+    check_certificates(source, destination, pairing)
+    policy = choices.policy
+    if isinstance(source, PairAddress) and policy.facts == HostFacts():
+        policy = replace(policy, facts=gather().facts)
+    gate = Gate(policy, KILL_SWITCH.exists)
+    pair = Pair(pairing, choices.waits, gate, KILL_SWITCH.exists)
+    running = Relay(pair.onward(destination), gate, choices.waits)
+    listeners = pair.welcoming(source, [source.listen()], lambda: running.session.phase is Phase.WAITING)
     # The process ends with the migration: there is no garbage worth a pause while the guest stands still.
     gc.disable()
     with on_signal(running.interrupt):
-        outcome = running.run([listener])
-    choices.write_report(as_json(running, gate, choices.policy))
-    write_out(as_text(running, gate))
+        outcome = running.run(listeners)
+    choices.write_report(as_json(running, gate, pair.links))
+    write_out(as_text(running, gate, pair.links))
     return STATUS[outcome]

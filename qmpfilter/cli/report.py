@@ -20,6 +20,7 @@ from qmpfilter.cli.output import write_out
 from qmpfilter.daemon.config import Config
 from qmpfilter.daemon.reports import Reports, is_name
 from qmpfilter.errors import HostError
+from qmpfilter.printable import printable
 from qmpfilter.saveimage.outfile import OutputFile
 
 __all__ = ["report"]
@@ -74,11 +75,13 @@ def report(session: str | None, since: datetime | None, html: Path | None, as_js
         raise click.UsageError("--since tells of all that began then: it goes with no SESSION")
     if html is not None and as_json:
         raise click.UsageError("--html writes a page: it does not go with --json")
+    if since is not None and as_json:
+        for _, told in _many(directory, since):
+            write_out(json.dumps(told) + "\n")
+        return
     if since is None:
         title, told = _one(session, directory)
         shown = json.dumps(told, indent=1) + "\n" if as_json else _told(told, title, page=html is not None)
-    elif as_json:
-        shown = "".join(json.dumps(told) + "\n" for _, told in _many(directory, since))
     else:
         shown = _summed(directory, since, page=html is not None)
     if html is None:
@@ -119,7 +122,7 @@ def _width() -> int:
 
 def _one(session: str | None, directory: Path) -> tuple[str, Mapping[str, Any]]:
     if session is not None and not is_name(session):
-        return Path(session).name, _file(Path(session))
+        return printable(Path(session).name), _file(Path(session))
     reports = _reports(directory)
     if session is None:
         session = next(iter(reports.names()), None)
@@ -163,7 +166,7 @@ def _file(path: Path) -> Mapping[str, Any]:
         told = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise HostError(f"{path}: neither a session's name nor a file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HostError(f"{path}: not a report: {error}") from error
     if not isinstance(told, dict) or "outcome" not in told:
         raise HostError(f"{path}: not a report of a migration")

@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import socket
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from qmpfilter.cluster.address import Access
+from qmpfilter.cluster.store import checked_key
 from qmpfilter.daemon.logs import Form
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
 from qmpfilter.relay.address import Address, UnixAddress, parse_address
-from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.limits import LONGEST, Waits
+from qmpfilter.relay.pair import Encryption, Pairing
 from qmpfilter.verdict.facts import HostFacts
 
-__all__ = ["DEFAULT", "Audit", "Config", "Expose", "Ingress", "Keep", "checked", "load"]
+__all__ = ["DEFAULT", "Audit", "Cluster", "Config", "Expose", "Ingress", "Keep", "Watch", "checked", "load"]
 
 DEFAULT: Final = Path("/etc/qmpfilter/qmpfilter.toml")
 """Read if no other file is named; it may be missing."""
 
-# Seconds that no wait exceeds: a year, so that all of it is a number that select(2) takes.
-_LONGEST: Final = 366 * 86400.0
 _MOST_SESSIONS: Final = 4096
 
 
@@ -86,6 +88,47 @@ class Expose:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """The libvirt whose events are heard.
+
+    :param uri: empty for none
+    """
+
+    uri: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What this host is in its cluster.
+
+    :param store: address of what all hosts share, empty for a host on its own
+    :param access: how the store is got at
+    :param name: of this host; migrations that come to it are known by it
+    :param ring: that it is in
+    :param labels: by which canaries are chosen
+    :param addresses: under which migrations come to it, besides its name
+    :param facts: a file with this host's facts, None to look at the host
+    :param lease: seconds after which it is forgotten when it says nothing
+    :param stale: seconds for which it goes on with what it knew while the store is away
+    """
+
+    store: str = ""
+    access: Access = field(default_factory=Access)
+    name: str = field(default_factory=socket.gethostname)
+    ring: str = "default"
+    labels: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    facts: Path | None = None
+    lease: float = 30.0
+    stale: float = 600.0
+
+    @property
+    def wanted(self) -> bool:
+        """This host is in a cluster."""
+        return bool(self.store)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """What the daemon was told.
 
@@ -97,6 +140,10 @@ class Config:
     :param audit: the log of what was let go
     :param ingress: what is put before QEMUs that libvirt has wait
     :param metrics: counters for Prometheus
+    :param libvirt: whose events are heard
+    :param cluster: the hosts that go together
+    :param mode_named: the mode, where a file names one and it is not the default
+    :param pairing: how filters on other hosts are met
     :param most_sessions: that run at once
     :param log: where the log goes
     :param drain: seconds for which running sessions are waited for after SIGTERM
@@ -111,6 +158,10 @@ class Config:
     audit: Audit = field(default_factory=Audit)
     ingress: Ingress = field(default_factory=Ingress)
     metrics: Expose = field(default_factory=Expose)
+    libvirt: Watch = field(default_factory=Watch)
+    cluster: Cluster = field(default_factory=Cluster)
+    mode_named: Mode | None = None
+    pairing: Pairing = field(default_factory=Pairing)
     most_sessions: int = 64
     log: Form = Form.AUTO
     drain: float = 30.0
@@ -156,6 +207,12 @@ def _address(value: Any) -> Address:
     return address
 
 
+def _uri(value: Any) -> str:
+    if not isinstance(value, str) or ":///" not in value:
+        raise _WrongError("the URI of a libvirt on this host, as qemu:///system")
+    return value
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise _WrongError("true or false")
@@ -177,7 +234,28 @@ def _hosts(value: Any) -> tuple[str, ...]:
     raise _WrongError("a list of IP addresses")
 
 
-def _one_of(kind: type[Mode] | type[Enforcement] | type[Form]) -> Callable[[Any], Any]:
+def _words(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise _WrongError("a list of words")
+    return tuple(_word(one) for one in value)
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str) or not value or "/" in value:
+        raise _WrongError("a word of letters, digits and . _ : @ -")
+    try:
+        return checked_key(value)
+    except HostError:
+        raise _WrongError("a word of letters, digits and . _ : @ -") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise _WrongError("a text")
+    return value
+
+
+def _one_of(kind: type[Mode] | type[Enforcement] | type[Form] | type[Encryption]) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         if value not in [one.value for one in kind]:
             raise _WrongError(f"one of {', '.join(one.value for one in kind)}")
@@ -187,8 +265,8 @@ def _one_of(kind: type[Mode] | type[Enforcement] | type[Form]) -> Callable[[Any]
 
 
 def _seconds(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _LONGEST:
-        raise _WrongError("seconds, more than 0 and at most a year")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LONGEST:
+        raise _WrongError(f"seconds, more than 0 and at most {LONGEST:.0f}")
     return float(value)
 
 
@@ -225,6 +303,22 @@ _KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "ingress.addresses": _hosts,
     "metrics.listen": _address,
     "metrics.textfile": _absolute,
+    "libvirt.uri": _uri,
+    "cluster.store": _text,
+    "cluster.ca": _absolute,
+    "cluster.certificate": _absolute,
+    "cluster.key": _absolute,
+    "cluster.user": _text,
+    "cluster.password_file": _absolute,
+    "cluster.name": _word,
+    "cluster.ring": _word,
+    "cluster.labels": _words,
+    "cluster.addresses": _words,
+    "cluster.facts": _absolute,
+    "cluster.lease": _seconds,
+    "cluster.stale": _span,
+    "pair.encryption": _one_of(Encryption),
+    "pair.pki": _absolute,
     "reports.keep_days": _span,
     "reports.keep_count": _count(0, 1 << 31),
 }
@@ -256,6 +350,10 @@ def load(path: Path | None = None) -> Config:
         audit=Audit(**_of_table(values, "audit")),
         ingress=Ingress(**_of_table(values, "ingress")),
         metrics=Expose(**_of_table(values, "metrics")),
+        libvirt=Watch(**_of_table(values, "libvirt")),
+        cluster=_cluster(_of_table(values, "cluster")),
+        mode_named=values.get("mode"),
+        pairing=Pairing(**_of_table(values, "pair")),
         most_sessions=values.get("max_sessions", Config().most_sessions),
         log=values.get("log", Config().log),
         drain=values.get("drain", Config().drain),
@@ -298,6 +396,12 @@ def checked(where: str, key: str, value: Any) -> Any:
 
 def _of_table(values: Mapping[str, Any], table: str) -> dict[str, Any]:
     return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{table}.")}
+
+
+def _cluster(values: dict[str, Any]) -> Cluster:
+    of_access = {one.name for one in fields(Access)}
+    access = Access(**{name: value for name, value in values.items() if name in of_access})
+    return Cluster(access=access, **{name: value for name, value in values.items() if name not in of_access})
 
 
 def _policy(values: Mapping[str, Any], origin: Mapping[str, Path]) -> Policy:

@@ -11,7 +11,8 @@ op          takes                                       gives
 =========== =========================================== ==========================================================
 status                                                  ``version``, ``pid``, ``began``, ``config`` (files),
                                                         ``runtime``, ``state``, ``mode``, ``verdict``,
-                                                        ``max_sessions``, ``running``, ``draining``, ``off``
+                                                        ``max_sessions``, ``running``, ``draining``, ``off``,
+                                                        ``cluster``: null, or what this host is in it
 sessions    ``limit``: of ended ones, 100 by default    ``running`` and ``ended``: lists, the newest first
 show        ``session``                                 ``running``: it as in ``sessions``, or ``report``: all of it
 stop        ``session``                                 nothing. Before the commit point the guest stays at the
@@ -27,7 +28,15 @@ relay       ``listen``, ``connect``: addresses with     ``session``, and ``liste
             values another ``mode``, ``verdict``,
             ``allow_no_return_path``, and more codes
             to ``accept``; ``host``: the destination's
-            facts, as an object; ``deadlines``
+            facts, as an object; ``deadlines``; ``domain``:
+            the guest's uuid, which the other filter of a
+            pair is told; ``domain_mode``: the mode of its
+            policy; ``destination``: the host's name, where
+            ``connect`` does not tell it. In a cluster a
+            mode is the most that is wanted: the answer has
+            the effective ``mode`` and ``why``
+explain     ``destination``, ``domain``, ``mode``,          ``mode``, ``why``, and ``steps``: who allows how much
+            ``domain_mode``, as of relay                    at most (``who``, ``most``, ``why``)
 reload                                                  ``config``: the files that were read. A configuration
                                                         that is wrong changes nothing
 off, on                                                 ``off``: whether everything passes as it is
@@ -90,9 +99,9 @@ class Request:
         return self._take(key, str, "a text", default)  # type: ignore[no-any-return]
 
     def choice(self, key: str, among: list[str], default: str) -> str:
-        """One of some texts."""
+        """One of some texts; where it is missing the default, which need not be one of them."""
         value = self._take(key, str, "a text", default)
-        if value not in among:
+        if value not in among and value != default:
             raise HostError(f"{key}: one of {', '.join(among)} was expected, found {value!r}")
         return str(value)
 

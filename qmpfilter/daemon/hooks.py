@@ -42,15 +42,22 @@ _log: Final = logging.getLogger(__name__)
 
 _Answer = dict[str, Any]
 
+# Where these must be filtered, they are refused if they cannot be. An image is no migration: one that is too long to
+# be looked at in time must still be restored.
+_MIGRATIONS: Final = (("migrate", "begin"), ("started", "begin"))
+
 
 class Hooks:
     """Answers libvirt's hook.
 
     :param roster: has the sessions, and the configuration
+    :param allowed: the mode that this host's cluster allows for a domain, told its UUID and the mode of its own
+        policy; None if no cluster has a say
     """
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, allowed: Callable[[str, Mode | None], Mode | None]) -> None:
         self._roster = roster
+        self._allowed = allowed
         self._facts: asyncio.Task[HostFacts] | None = None
         # Sessions by the domains that are about to arrive.
         self._announced: dict[str, str] = {}
@@ -86,7 +93,7 @@ class Hooks:
         except PolicyError as error:
             return self._veto(name, error)
         except QmpfilterError as error:
-            if self._roster.config.ingress.required and operation[1] == "begin":
+            if self._roster.config.ingress.required and operation in _MIGRATIONS:
                 return self._veto(name, error)
             _log.warning("domain %s, %s: %s", name, operation[0], error)
             return {}
@@ -99,9 +106,9 @@ class Hooks:
 
     async def _announce(self, domain: DomainXml, _: str) -> _Answer:
         """A domain is about to arrive: what the session will be, so that its metadata can say so."""
-        self._policy(domain, HostFacts())
         if self._is_off:
             return {}
+        self._policy(domain, HostFacts())
         name = self._announced[domain.uuid] = new_name()
         coming = Arrival(
             session=name,
@@ -168,7 +175,8 @@ class Hooks:
     def _session_of(self, domain: DomainXml) -> str:
         """The name that its metadata promises, empty where that tells of an earlier arrival."""
         told = Arrival.of(domain.attributes(arrival.NAMESPACE) or {})
-        return told.session if told is not None and self._roster.is_free(told.session) else ""
+        here = told is not None and told.host == socket.gethostname() and self._roster.is_free(told.session)
+        return told.session if told is not None and here else ""
 
     @staticmethod
     def _unreachable(incoming: Incoming) -> bool:
@@ -190,10 +198,14 @@ class Hooks:
 
         :raises PolicyError: the domain's makes no sense
         """
-        own = DomainPolicy.from_attributes(domain.attributes(NAMESPACE) or {})
+        # With the kill switch on, nobody is refused for what they asked for.
+        asked = {} if self._is_off else domain.attributes(NAMESPACE) or {}
+        own = DomainPolicy.from_attributes(asked)
         # Native svm2 is for a peer; this host's QEMU takes the annex.
         if own.mode is Mode.NATIVE:
             own = replace(own, mode=Mode.ANNEX)
         policy = self._roster.config.policy
         mode = Mode.ANNEX if policy.mode is Mode.NATIVE else policy.mode
-        return own.applied(replace(policy, mode=mode, facts=facts))
+        wanted = own.applied(replace(policy, mode=mode, facts=facts))
+        allowed = self._allowed(domain.uuid, own.mode)
+        return wanted if allowed is None else replace(wanted, mode=Mode.ANNEX if allowed is Mode.NATIVE else allowed)

@@ -16,7 +16,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from qmpfilter.daemon.roster import Listening
+from qmpfilter.daemon.roster import Bound
 from qmpfilter.errors import HostError
 from qmpfilter.libvirt.incoming import Incoming, is_loopback, local_addresses
 from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
@@ -53,7 +53,7 @@ class Front:
         except (HostError, OSError):
             self._close(sockets)
             raise
-        self.listening = Listening(shown, tuple(sockets))
+        self.listening = Bound(shown, tuple(sockets))
 
     def __enter__(self) -> Front:
         return self

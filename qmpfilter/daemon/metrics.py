@@ -73,6 +73,19 @@ class Metrics:
         for one in Mode:
             self._mode.labels(one.value).set(one is mode)
 
+    def follow_cluster(self, age: Callable[[], float], fallen_back: Callable[[], bool]) -> None:
+        """This host is in a cluster.
+
+        :param age: seconds since its store was heard
+        :param fallen_back: nothing is edited, because what is known is too old or cannot be read
+        """
+        heard = Gauge("qmpfilter_cluster_age_seconds", "Since the cluster's store was heard.", registry=self.registry)
+        heard.set_function(age)
+        fallen = Gauge(
+            "qmpfilter_cluster_fallen_back", "1 while nothing is edited for want of news.", registry=self.registry
+        )
+        fallen.set_function(fallen_back)
+
     def count(self, report: Mapping[str, Any]) -> None:
         """A session has ended with this report; one of another version may lack anything."""
         mode = Mode.OFF.value if report.get("switched_off") else str(report.get("mode", "unknown"))

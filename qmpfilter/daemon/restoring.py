@@ -14,18 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from qmpfilter.errors import DeadlineError, HostError, PolicyError, StreamError
-from qmpfilter.filter.carrier import Carrier
+from qmpfilter.errors import DeadlineError, HostError, PolicyError, RefusedError, StreamError
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Mode, Policy
 from qmpfilter.saveimage.header import MAGIC
-from qmpfilter.saveimage.source import open_source
+from qmpfilter.saveimage.source import Source, open_source
 
 __all__ = ["check_image"]
 
 _log: Final = logging.getLogger(__name__)
 
 _LIBVIRTS: Final = ("libvirtd", "virtqemud")
+_NATIVE: Final = "native"  # the verdict's code for what no QEMU takes
 _BUFFER: Final = 1 << 20
 # A hook has ten seconds, and the domain's memory passes before what is looked for.
 _SECONDS: Final = 7.0
@@ -40,29 +40,37 @@ def check_image(uuid: str, policy: Policy, proc: Path = Path("/proc")) -> None:
     """
     late = time.monotonic() + _SECONDS
     for path in _open_images(proc):
+        # Another process's descriptor is no name that a person can use.
+        name = os.readlink(path)
         try:
             with open_source(str(path)) as source:
                 if source.domain is None or str(source.domain.uuid) != uuid:
                     continue
-                gate = Gate(replace(policy, mode=Mode.OBSERVE, without_return_path=True))
-                buffer = memoryview(bytearray(_BUFFER))
-                while count := source.readinto(buffer):
-                    for _ in gate.receive_data(buffer[:count]):
-                        pass
-                    if time.monotonic() > late:
-                        raise DeadlineError(f"the image could not be read within {_SECONDS:g} s")
+                _read(source, Gate(replace(policy, mode=Mode.ANNEX, without_return_path=True)), name, late)
+        except RefusedError as error:
+            raise PolicyError(f"{name}: {error}") from error
         except StreamError as error:
-            raise HostError(f"the image cannot be read, and libvirt may say why: {error}") from error
-        if any(vcpu.found is Carrier.NATIVE for vcpu in gate.vcpus):
-            # Another process's descriptor is no name that a person can use.
-            name = os.readlink(path)
-            raise PolicyError(
-                f"{name} holds native svm2, on which QEMU ends: restore what "
-                f"'qmpfilter convert {name} NEW --to annex' makes of it"
-            )
-        _log.info("the image of domain %s: %d vCPUs, nothing against them", uuid, len(gate.vcpus))
+            raise HostError(f"{name} cannot be read, and libvirt may say why: {error}") from error
+        _log.info("domain %s: nothing speaks against restoring %s", uuid, name)
         return
     raise HostError("the image to be restored was not found open in a libvirt of this host, and is not checked")
+
+
+def _read(source: Source, gate: Gate, name: str, late: float) -> None:
+    """:raises PolicyError: this host would refuse the guest"""
+    buffer = memoryview(bytearray(_BUFFER))
+    try:
+        while count := source.readinto(buffer):
+            for _ in gate.receive_data(buffer[:count]):
+                pass
+            if time.monotonic() > late:
+                raise DeadlineError(f"{name} could not be read within {_SECONDS:g} s, and is not checked")
+        for _ in gate.receive_eof():
+            pass
+    except PolicyError as error:
+        native = any(reason.code == _NATIVE for judged in gate.judged for reason in judged.verdict.reasons)
+        hint = f" Restore what 'qmpfilter convert {name} NEW --to annex' makes of it." if native else ""
+        raise PolicyError(f"{name}: {error}{hint}") from error
 
 
 def _open_images(proc: Path) -> Iterator[Path]:
@@ -71,11 +79,19 @@ def _open_images(proc: Path) -> Iterator[Path]:
         try:
             if not process.name.isdigit() or process.joinpath("comm").read_text().strip() not in _LIBVIRTS:
                 continue
-            for descriptor in process.joinpath("fd").iterdir():
-                if descriptor.is_file():
-                    with descriptor.open("rb") as file:
-                        if file.read(len(MAGIC)) == MAGIC:
-                            yield descriptor
+            descriptors = list(process.joinpath("fd").iterdir())
         except OSError:
-            # It has ended, or closed it.
+            # It has ended.
             continue
+        yield from filter(_is_image, descriptors)
+
+
+def _is_image(path: Path) -> bool:
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        # Closed since it was listed.
+        return False

@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -25,11 +25,12 @@ from qmpfilter.daemon.sessions import Origin, Session, read_journal
 from qmpfilter.daemon.workers import Worker, start_of
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Policy
-from qmpfilter.relay.address import QMP, Address, TcpAddress
+from qmpfilter.relay.address import PAIR, QMP, Listening, PairAddress, TcpAddress
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.order import Order
+from qmpfilter.relay.pair import Pairing
 
-__all__ = ["Listening", "Roster", "Wanted"]
+__all__ = ["Bound", "Roster", "Wanted"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ _MOST_LOG_LINES: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
+class Bound:
     """Sockets that listen already; who made them closes them.
 
     :param shown: where, in words
@@ -62,7 +63,7 @@ class Wanted:
     :param keep_records: svm2 records of a guest that arrives are kept as files
     """
 
-    listen: Address | Listening | None
+    listen: Listening | Bound | None
     connect: str
     policy: Policy
     waits: Waits
@@ -73,6 +74,7 @@ class Wanted:
     name: str = ""
     uuid: str = ""
     keep_records: bool = False
+    pairing: Pairing = field(default_factory=Pairing)
 
 
 class Roster:
@@ -136,7 +138,7 @@ class Roster:
         try:
             if wanted.listen is None:
                 session, ready = await self._begin(wanted, f"{QMP}{wanted.qmp}", [])
-            elif isinstance(wanted.listen, Listening):
+            elif isinstance(wanted.listen, Bound):
                 session, ready = await self._begin(wanted, wanted.listen.shown, wanted.listen.sockets)
             else:
                 with await self._listen(wanted.listen) as listener:
@@ -205,9 +207,10 @@ class Roster:
     # --- one session ---------------------------------------------------------------------------
 
     @staticmethod
-    async def _listen(address: Address) -> socket.socket:
+    async def _listen(address: Listening) -> socket.socket:
         # A name is looked up, which takes time; a path sets the process's umask, which only one may do at once.
-        return await asyncio.to_thread(address.listen) if isinstance(address, TcpAddress) else address.listen()
+        inner = address.inner if isinstance(address, PairAddress) else address
+        return await asyncio.to_thread(inner.listen) if isinstance(inner, TcpAddress) else inner.listen()
 
     async def _begin(
         self, wanted: Wanted, listen: str, sockets: Sequence[socket.socket]
@@ -245,6 +248,7 @@ class Roster:
                 name=wanted.name,
                 uuid=wanted.uuid,
                 records=self.config.records_directory(name) if wanted.keep_records else None,
+                pairing=wanted.pairing,
             )
             await worker.give(order, sockets)
         except BaseException:
@@ -352,8 +356,10 @@ def _say(level: int, session: str, what: str) -> None:
     _log.log(level, "session %s: %s", session, what, extra={"session": session})
 
 
-def _actual(asked: Address, listener: socket.socket) -> str:
+def _actual(asked: Listening, listener: socket.socket) -> str:
     """The address that is listened on: port 0 is any that is free."""
+    if isinstance(asked, PairAddress):
+        return f"{PAIR}{_actual(asked.inner, listener)}"
     if isinstance(asked, TcpAddress):
         return str(TcpAddress(asked.host, listener.getsockname()[1]))
     return str(asked)

@@ -19,20 +19,39 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qmpfilter import __version__
+from qmpfilter.cluster.address import open_store
+from qmpfilter.cluster.board import Board
+from qmpfilter.cluster.decide import Decision
+from qmpfilter.cluster.rollout import domain_uuid
 from qmpfilter.daemon.config import Config, checked, load
 from qmpfilter.daemon.control import Control, Request
+from qmpfilter.daemon.happenings import Happenings, uuid_of
 from qmpfilter.daemon.hooks import Hooks
 from qmpfilter.daemon.ingress import Front
 from qmpfilter.daemon.logs import configure
+from qmpfilter.daemon.member import Member
 from qmpfilter.daemon.notify import Notifier, inherited_listener
 from qmpfilter.daemon.reports import Reports
 from qmpfilter.daemon.roster import Roster, Wanted
-from qmpfilter.errors import HostError
+from qmpfilter.daemon.switch import KillSwitch
+from qmpfilter.doctor.gather import gather
+from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
-from qmpfilter.relay.address import QMP, Address, UnixAddress, parse_address, parse_destination
+from qmpfilter.libvirt.watch import watch
+from qmpfilter.relay.address import (
+    PAIR,
+    QMP,
+    Listening,
+    PairAddress,
+    TcpAddress,
+    UnixAddress,
+    parse_destination,
+    parse_listening,
+)
+from qmpfilter.relay.pair import check_certificates
 from qmpfilter.verdict.facts import HostFacts
 
 if TYPE_CHECKING:
@@ -45,6 +64,14 @@ _log: Final = logging.getLogger(__name__)
 
 _ENDED: Final = 100
 _METRICS_SECONDS: Final = 15.0
+_HAPPENINGS_SECONDS: Final = 10.0
+_FIXED: Final = {
+    "runtime": "runtime_directory",
+    "state": "state_directory",
+    "metrics": "metrics",
+    "libvirt": "libvirt",
+}
+"""What of the configuration only a new daemon can do, and its keys."""
 _ENDED_KEYS: Final = ("session", "listen", "connect", "mode", "outcome", "reason")
 
 
@@ -89,11 +116,15 @@ class _Daemon:
         self._path = path
         self._config = config
         self._began = datetime.now(UTC).isoformat(timespec="seconds")
-        reports = Reports(config.state / "sessions")
-        reports.prune(config.keep)
-        self._roster = Roster(config, reports, self._ended)
-        self._hooks = Hooks(self._roster)
+        self._switch = KillSwitch(config.kill_switch)
+        self._member = self._make_member()
+        self._reports = Reports(config.state / "sessions")
+        self._reports.prune(config.keep)
+        self._roster = Roster(config, self._reports, self._ended)
+        self._hooks = Hooks(self._roster, self._mode_here)
         self._metrics = self._make_metrics()
+        self._happenings = Happenings()
+        self._adding: set[asyncio.Task[None]] = set()
         self._stopping = asyncio.Event()
         self._again = asyncio.Event()
         operations = {
@@ -106,6 +137,7 @@ class _Daemon:
             "off": self._off,
             "on": self._on,
             "hook": self._hooks.answer,
+            "explain": self._explain,
         }
         self._notifier = Notifier(os.environ)
         self._control = Control(str(config.socket), operations, inherited_listener(os.environ))
@@ -115,24 +147,63 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._heed_end)
         loop.add_signal_handler(signal.SIGHUP, self._heed_reload)
+        if self._member is not None:
+            self._member.start()
         self._roster.adopt()
         self._hooks.learn()
         await self._control.start()
         _log.info("qmpfilter %s answers at %s", __version__, self._config.socket)
         self._notifier.say(READY="1", STATUS="waits for migrations")
-        tasks = [asyncio.create_task(one) for one in (self._notifier.feed_watchdog(), self._write_metrics())]
+        tasks = [
+            asyncio.create_task(one)
+            for one in (self._notifier.feed_watchdog(), self._write_metrics(), self._watch_libvirt())
+        ]
         server = self._serve_metrics()
         try:
             await self._stopping.wait()
             self._notifier.say(STOPPING="1", STATUS=f"waits for {len(self._roster.sessions)} sessions to end")
             await self._drain()
         finally:
-            for task in tasks:
+            for task in (*tasks, *self._adding):
                 task.cancel()
+            await asyncio.gather(*self._adding, return_exceptions=True)
             if server is not None:
                 server.close()
             await self._control.close()
             await self._roster.close()
+            if self._member is not None:
+                await asyncio.to_thread(self._member.close)
+
+    # --- cluster -------------------------------------------------------------------------------
+
+    def _make_member(self) -> Member | None:
+        """:raises HostError: the store's address is none, or the state directory cannot be used"""
+        cluster = self._config.cluster
+        if not cluster.wanted:
+            return None
+        board = Board(open_store(cluster.store, cluster.access))
+        return Member(cluster, board, self._config.state / "cluster", self._switch)
+
+    def _decide(self, member: Member, subject: _Subject) -> tuple[Decision, HostFacts | None]:
+        return member.decide(
+            subject.destination,
+            domain=subject.domain,
+            off=self._config.kill_switch.exists(),
+            configured=self._config.mode_named,
+            asked=subject.asked,
+            wished=subject.wished,
+        )
+
+    def _mode_here(self, domain: str, wished: Mode | None) -> Mode | None:
+        """What the cluster allows for a domain that arrives here, None without one. Where it comes from is not known,
+        so this host stands for both ends.
+
+        :param wished: the mode of the domain's own policy
+        """
+        if self._member is None:
+            return None
+        decision, _ = self._decide(self._member, _Subject(self._config.cluster.name, domain, None, wished))
+        return decision.mode
 
     # --- metrics -------------------------------------------------------------------------------
 
@@ -146,6 +217,8 @@ class _Daemon:
             raise HostError(f"metrics: {error}: install qmpfilter[metrics]") from error
         metrics = Metrics(lambda: len(self._roster.sessions), self._config.kill_switch.exists)
         metrics.configured(self._config.policy.mode)
+        if (member := self._member) is not None:
+            metrics.follow_cluster(lambda: member.age, lambda: member.fallen_back)
         return metrics
 
     def _serve_metrics(self) -> MetricsServer | None:
@@ -167,8 +240,34 @@ class _Daemon:
 
     def _ended(self, report: Mapping[str, Any]) -> None:
         Front.clear(report)
+        if self._member is not None:
+            self._member.count(report, _host_of(str(report.get("connect", ""))))
         if self._metrics is not None:
             self._metrics.count(report)
+        if self._config.libvirt.uri and uuid_of(report):
+            task = asyncio.create_task(self._add_happenings(report))
+            self._adding.add(task)
+            task.add_done_callback(self._adding.discard)
+
+    # --- libvirt -------------------------------------------------------------------------------
+
+    async def _watch_libvirt(self) -> None:
+        if self._config.libvirt.uri:
+            await watch(self._config.libvirt.uri, self._happenings.hear)
+
+    async def _add_happenings(self, report: Mapping[str, Any]) -> None:
+        """What libvirt told of a migration becomes a part of its report; at the daemon's end, what it told so far."""
+        name = report["session"]
+        try:
+            await self._happenings.wait(report, _HAPPENINGS_SECONDS)
+        finally:
+            told = self._happenings.told(report)
+            try:
+                written = self._reports.read(name)
+                if written is not None and told is not None:
+                    self._reports.write(name, {**written, "libvirt": told})
+            except HostError as error:
+                _log.error("%s", error)
 
     # --- signals -------------------------------------------------------------------------------
 
@@ -203,9 +302,9 @@ class _Daemon:
             self._notifier.say(READY="1")
 
     def _take(self, config: Config) -> Config:
-        for what, name in (("runtime", "runtime_directory"), ("state", "state_directory"), ("metrics", "metrics")):
+        for what, key in _FIXED.items():
             if getattr(config, what) != getattr(self._config, what):
-                raise HostError(f"{name} cannot change while the daemon runs: restart it")
+                raise HostError(f"{key} cannot change while the daemon runs: restart it")
         self._config = self._roster.config = config
         self._hooks.learn()
         if self._metrics is not None:
@@ -231,6 +330,7 @@ class _Daemon:
             "running": len(self._roster.sessions),
             "draining": self._stopping.is_set(),
             "off": config.kill_switch.exists(),
+            "cluster": None if self._member is None else self._member.as_json(),
         }
 
     async def _sessions(self, request: Request) -> dict[str, Any]:
@@ -259,8 +359,35 @@ class _Daemon:
     async def _relay(self, request: Request) -> dict[str, Any]:
         if self._stopping.is_set():
             raise HostError("the daemon is about to end and begins no session")
-        session = await self._roster.start(_wanted(request, self._config))
-        return {"session": session.origin.session, "listen": session.origin.listen}
+        ends = _ends(request)
+        subject = _Subject.of(request, ends.connect)
+        decision: Decision | None = None
+        mode, known = subject.asked or subject.wished or self._config.policy.mode, None
+        if self._member is not None:
+            decision, known = self._decide(self._member, subject)
+            mode = decision.mode
+        # Files are read, and of a pair's destination its host is looked at.
+        wanted = await asyncio.to_thread(_wanted, request, self._config, ends, subject.domain or "", mode, known)
+        session = await self._roster.start(wanted)
+        name = session.origin.session
+        answer = {"session": name, "listen": session.origin.listen}
+        if self._member is None or decision is None:
+            return answer
+        self._member.began(name, subject.destination)
+        _log.info("session %s: mode %s: %s", name, decision.mode, decision.why, extra={"session": name})
+        return {**answer, "mode": decision.mode.value, "why": decision.why}
+
+    async def _explain(self, request: Request) -> dict[str, Any]:
+        subject = _Subject.of(request, "")
+        request.end()
+        if self._member is None:
+            raise HostError("this host is in no cluster: the configuration's [cluster] names no store")
+        decision, _ = self._decide(self._member, subject)
+        return {
+            "mode": decision.mode.value,
+            "why": decision.why,
+            "steps": [{"who": step.who, "most": step.most.value, "why": step.why} for step in decision.steps],
+        }
 
     async def _reload(self, request: Request) -> dict[str, Any]:
         request.end()
@@ -268,36 +395,90 @@ class _Daemon:
 
     async def _off(self, request: Request) -> dict[str, Any]:
         request.end()
-        self._config.kill_switch.touch(mode=0o644)
+        self._switch.take()
         return {"off": True}
 
     async def _on(self, request: Request) -> dict[str, Any]:
         request.end()
-        self._config.kill_switch.unlink(missing_ok=True)
+        if self._member is not None and (why := self._member.off_for_all):
+            raise PolicyError(f"{why}: 'qmpfilter on --all' ends that")
+        self._switch.release()
         return {"off": False}
 
 
-def _ends(request: Request) -> tuple[Address | None, str, str]:
-    """Where the source comes, None if it is told so over QMP; where it goes; the source's QMP socket."""
+class _Subject(NamedTuple):
+    """Which migration the cluster is asked about.
+
+    :param destination: name or address of the host
+    :param domain: its uuid, None if that was not told
+    :param asked: the mode that was asked for, None for the configuration's
+    :param wished: the mode of the domain's own policy
+    """
+
+    destination: str
+    domain: str | None
+    asked: Mode | None
+    wished: Mode | None
+
+    @classmethod
+    def of(cls, request: Request, connect: str) -> _Subject:
+        """:raises HostError: the request is wrong"""
+        modes = [one.value for one in Mode]
+        destination, domain = request.text("destination", ""), request.text("domain", "")
+        asked, wished = request.choice("mode", modes, ""), request.choice("domain_mode", modes, "")
+        return cls(
+            destination or _host_of(connect),
+            domain_uuid(domain) if domain else None,
+            Mode(asked) if asked else None,
+            Mode(wished) if wished else None,
+        )
+
+
+def _host_of(connect: str) -> str:
+    """The host that an address names, empty if it names none."""
+    try:
+        address = parse_destination(connect)
+    except HostError:
+        return ""
+    inner = address.inner if isinstance(address, PairAddress) else address
+    return inner.host if isinstance(inner, TcpAddress) else ""
+
+
+class _Ends(NamedTuple):
+    """Between what it goes.
+
+    :param listen: where the source comes, None if it is told so over QMP
+    :param connect: where it goes
+    :param qmp: the source's QMP socket
+    """
+
+    listen: Listening | None
+    connect: str
+    qmp: str
+
+
+def _ends(request: Request) -> _Ends:
+    """:raises HostError: the request is wrong"""
     came, goes, qmp = request.text("listen"), request.text("connect"), request.text("qmp", "")
-    listen: Address | None = None
+    listen: Listening | None = None
     if came.startswith(QMP):
         if qmp:
             raise HostError("qmp: the source's QMP socket is told by listen already")
         qmp = came.removeprefix(QMP)
     else:
-        listen = parse_address(came)
+        listen = parse_listening(came)
     connect = None
     if goes.startswith(QMP) and listen is None:
         _check_absolute(goes, goes.removeprefix(QMP))
     else:
         connect = parse_destination(goes)
     for address in (listen, connect):
-        if isinstance(address, UnixAddress):
-            _check_absolute(str(address), address.path)
+        inner = address.inner if isinstance(address, PairAddress) else address
+        if isinstance(inner, UnixAddress):
+            _check_absolute(str(address), inner.path)
     if qmp:
         _check_absolute(qmp, qmp)
-    return listen, goes, qmp
+    return _Ends(listen, goes, qmp)
 
 
 def _check_absolute(address: str, path: str) -> None:
@@ -305,33 +486,51 @@ def _check_absolute(address: str, path: str) -> None:
         raise HostError(f"{address}: an absolute path was expected")
 
 
-def _wanted(request: Request, config: Config) -> Wanted:
-    """:raises HostError: the request is wrong
+def _wanted(
+    request: Request, config: Config, ends: _Ends, domain: str, mode: Mode, known: HostFacts | None
+) -> Wanted:
+    """A session.
+
+    :param domain: the guest's uuid, empty where it is not known
+    :param known: what the cluster knows of the destination, None if nothing
+    :raises HostError: the request is wrong, or this host lacks certificates that it takes
     :raises PolicyError: it contradicts itself
     """
     policy = config.policy
-    listen, connect, qmp = _ends(request)
-    facts = request.object("host")
+    facts = _facts(request, known or policy.facts, ends.listen)
+    pairing = replace(config.pairing, domain=domain)
+    onward = None if ends.connect.startswith(QMP) else parse_destination(ends.connect)
+    check_certificates(ends.listen, onward, pairing)
     deadlines = request.object("deadlines") or {}
     wanted = Wanted(
-        listen,
-        connect,
+        ends.listen,
+        ends.connect,
         Policy(
-            mode=Mode(request.choice("mode", [one.value for one in Mode], policy.mode.value)),
+            mode=mode,
             enforcement=Enforcement(
                 request.choice("verdict", [one.value for one in Enforcement], policy.enforcement.value)
             ),
-            facts=policy.facts if facts is None else HostFacts.from_json(json.dumps(facts)),
+            facts=facts,
             accepted=policy.accepted | set(request.texts("accept")),
             without_return_path=request.flag("allow_no_return_path", policy.without_return_path),
+            peer_tells=ends.connect.startswith(PAIR),
         ),
         replace(
             config.waits,
             **{name: checked("the request", f"deadlines.{name}", value) for name, value in deadlines.items()},
         ),
         request.peer,
-        qmp,
+        ends.qmp,
         request.flag("read_vmcb12", True),
+        uuid=domain,
+        pairing=pairing,
     )
     request.end()
     return wanted
+
+
+def _facts(request: Request, configured: HostFacts, listen: Listening | None) -> HostFacts:
+    """The destination's, as far as they are known: where the other filter of a pair comes, it is this host."""
+    given = request.object("host")
+    facts = configured if given is None else HostFacts.from_json(json.dumps(given))
+    return gather().facts if isinstance(listen, PairAddress) and facts == HostFacts() else facts

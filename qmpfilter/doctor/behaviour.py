@@ -84,7 +84,7 @@ KERNEL_BEHAVIOURS: Final = (
     ),
     Behaviour(
         "reloading the PDPTRs of an L2 in PAE mode",  # svm_get_nested_state_pages, nested NPT
-        Releases("7.1- 7.2+ 5.10.262- 6.1.192- 6.12.117- 6.18.5- 6.19.6- 7.1.3-").have_it,
+        Releases("7.1- 7.2+ 5.10.262- 6.1.192- 6.12.118- 6.18.5- 6.19.6- 7.1.3-").have_it,
         "a 32-bit L2 with PAE under nested paging may come back with wrong page tables; "
         "upgrade to Linux 7.2 or newer",
     ),

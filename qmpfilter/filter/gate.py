@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from qmpfilter.errors import BugError, HostError, PolicyError, QmpfilterError, StreamError
+from qmpfilter.filter.carrier import Carrier
 from qmpfilter.filter.policy import Enforcement, Mode, Policy, objections
 from qmpfilter.filter.rewriter import Rewriter, VcpuReport
+from qmpfilter.filter.vcpu import decide
 from qmpfilter.svm.legacy import FORMAT_SVM
 from qmpfilter.svm.section import CpuSection
+from qmpfilter.verdict.facts import HostFacts
 from qmpfilter.verdict.judge import Verdict, judge_section
 from qmpfilter.wire import cpu
 from qmpfilter.wire.events import (
@@ -126,6 +129,19 @@ class Gate:
         self._tail: tuple[list[bytes], list[bytes]] = ([], [])
         self._kept = 0
         self._digests = hashlib.sha256(), hashlib.sha256()
+
+    @property
+    def policy(self) -> Policy:
+        """What the operator wants, with what is known of the destination by now."""
+        return self._policy
+
+    def learn(self, facts: HostFacts, native: bool) -> None:
+        """Before the stream: what the destination's filter told, see
+        :meth:`~qmpfilter.filter.policy.Policy.informed`.
+
+        :raises PolicyError: it does not take what the operator wants
+        """
+        self._policy = self._policy.informed(facts, native)
 
     @property
     def admitted(self) -> bool:
@@ -369,7 +385,7 @@ class Gate:
         """:raises PolicyError: this vCPU is a reason to stop"""
         if self._policy.enforcement is Enforcement.OFF:
             return
-        verdict = judge_section(section, self._policy.facts)
+        verdict = judge_section(self._arriving(section), self._policy.facts)
         self.judged.append(Judged(section.index, verdict))
         self.missing.update(fact for reason in verdict.reasons for fact in reason.missing)
         against = list(objections(verdict, self._policy))
@@ -380,6 +396,17 @@ class Gate:
         if self._policy.enforcement is Enforcement.ENFORCE:
             raise PolicyError(text)
         self.warnings.append(text)
+
+    def _arriving(self, section: CpuSection) -> CpuSection:
+        """The section as the destination's QEMU gets it, where it came with native svm2 and goes without."""
+        target = self._policy.mode.target
+        if self._as_is or target is Carrier.NATIVE or cpu.NESTED_STATE_SVM2.name not in section.subsections:
+            return section
+        edit = decide(section, target).edit
+        if edit is None:
+            return section
+        kept = {name: own for name, own in section.subsections.items() if name != cpu.NESTED_STATE_SVM2.name}
+        return CpuSection(section.index, edit.block, kept | dict(edit.payloads), edit.means.legacy, vmx=False)
 
 
 def _section_of_vcpu(event: Event) -> DeviceSection | None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -66,6 +66,7 @@ class Policy:
     :param facts: of the destination, as far as they are known
     :param accepted: codes of the losses that are accepted
     :param without_return_path: a source that asks for no return path is served all the same
+    :param peer_tells: the destination's filter tells its facts before the stream (:meth:`informed`)
     :raises PolicyError: native svm2 for a destination that did not announce it
     """
 
@@ -74,13 +75,25 @@ class Policy:
     facts: HostFacts = field(default_factory=HostFacts)
     accepted: frozenset[str] = LOST_ANYWAY
     without_return_path: bool = False
+    peer_tells: bool = False
 
     def __post_init__(self) -> None:
-        if self.mode is Mode.NATIVE and _NATIVE_FORMAT not in self.facts.formats:
+        if self.mode is Mode.NATIVE and not self.peer_tells and _NATIVE_FORMAT not in self.facts.formats:
             raise PolicyError(
                 "native svm2 goes only to a destination whose facts announce it (formats), because any other ends on "
                 "it: use annex"
             )
+
+    def informed(self, facts: HostFacts, native: bool) -> Policy:
+        """The policy once the destination's filter has told its facts, which count where the operator gave none.
+
+        :param native: it takes native svm2, whatever its host does
+        :raises PolicyError: native svm2 is wanted, and it does not take that
+        """
+        known = facts if self.facts == HostFacts() else self.facts
+        if native and _NATIVE_FORMAT not in known.formats:
+            known = replace(known, formats=(*known.formats, _NATIVE_FORMAT))
+        return replace(self, facts=known, peer_tells=False)
 
 
 def objections(verdict: Verdict, policy: Policy) -> Iterator[Reason]:

@@ -21,7 +21,7 @@ from qmpfilter.libvirt.loop import EventThread
 from qmpfilter.libvirt.metadata import NAMESPACE, PREFIX, DomainPolicy
 from qmpfilter.qmp.pages import command_for, parse_page
 
-__all__ = ["CALL_SECONDS", "Connection", "Domain", "LibvirtError", "State", "binding"]
+__all__ = ["CALL_SECONDS", "Connection", "Domain", "LibvirtError", "State", "binding", "within"]
 
 CALL_SECONDS: Final = 30.0
 """For one call that only asks or sets."""
@@ -76,6 +76,11 @@ class _Connection(Protocol):
     def lookupByName(self, name: str) -> _Domain: ...
     def lookupByUUIDString(self, text: str) -> _Domain: ...
     def lookupByID(self, number: int) -> _Domain: ...
+    def isAlive(self) -> int: ...
+    def registerCloseCallback(self, call: Callable[..., None], opaque: object) -> int: ...
+    def domainEventRegisterAny(
+        self, domain: _Domain | None, number: int, call: Callable[..., None], opaque: object
+    ) -> int: ...
 
 
 def binding(name: str = "libvirt") -> Any:
@@ -145,12 +150,12 @@ class Connection:
                 raw.setKeepAlive(*_KEEPALIVE)
             return raw, raw.getURI()
 
-        return cls(*await _within(seconds, f"connecting to {shown}", connect))
+        return cls(*await within(seconds, f"connecting to {shown}", connect))
 
     async def close(self) -> None:
         """Whatever the other end does."""
         with contextlib.suppress(HostError):
-            await _within(CALL_SECONDS, "closing the connection", self.raw.close)
+            await within(CALL_SECONDS, "closing the connection", self.raw.close)
 
     async def domain(self, name: str) -> Domain:
         """A domain by its UUID, its name, or the number of a running one.
@@ -172,7 +177,7 @@ class Connection:
             raw = look_up()
             return Domain(raw, raw.name(), raw.UUIDString())
 
-        return await _within(CALL_SECONDS, f"looking for the domain {name}", found)
+        return await within(CALL_SECONDS, f"looking for the domain {name}", found)
 
     async def state_of(self, domain: str) -> State:
         """Of a domain by its UUID.
@@ -184,7 +189,7 @@ class Connection:
             return self.raw.lookupByUUIDString(domain).state()
 
         try:
-            number, reason = await _within(CALL_SECONDS, "asking for the domain's state", ask)
+            number, reason = await within(CALL_SECONDS, "asking for the domain's state", ask)
         except LibvirtError as error:
             if error.code == _NO_DOMAIN:
                 return State("absent")
@@ -233,7 +238,7 @@ class Domain:
                 return self._raw.migrateToURI3(destination, parameters, flags)
             return self._raw.migrate3(destination.raw, parameters, flags)
 
-        await _within(None, f"migrating {self.name}", move)
+        await within(None, f"migrating {self.name}", move)
 
     async def policy(self) -> DomainPolicy:
         """What it asks for in its metadata.
@@ -291,10 +296,10 @@ class Domain:
             raise HostError(f"the domain {self.name} runs, so its memory cannot be relied on")
 
     async def _ask(self, what: str, call: Callable[[], _Value]) -> _Value:
-        return await _within(CALL_SECONDS, f"asking the domain {self.name} {what}", call)
+        return await within(CALL_SECONDS, f"asking the domain {self.name} {what}", call)
 
 
-async def _within(seconds: float | None, what: str, call: Callable[[], _Value]) -> _Value:
+async def within(seconds: float | None, what: str, call: Callable[[], _Value]) -> _Value:
     """Call in a thread of its own, which is left to itself when it takes too long.
 
     :raises DeadlineError: it does

@@ -78,8 +78,7 @@ def _incoming(process: Path, arguments: list[str], ports: Collection[int], paths
         sockets = {
             match.group(1)
             for descriptor in os.listdir(process / "fd")
-            if descriptor not in given
-            and (match := _SOCKET.fullmatch(os.readlink(process / "fd" / descriptor))) is not None
+            if descriptor not in given and (match := _SOCKET.fullmatch(_target(process / "fd" / descriptor)))
         }
         listens = [
             address
@@ -91,6 +90,14 @@ def _incoming(process: Path, arguments: list[str], ports: Collection[int], paths
             f"the domain's QEMU, process {process.name}, may not be looked into: {error.strerror or error}"
         ) from error
     return Incoming(int(process.name), tuple(listens))
+
+
+def _target(descriptor: Path) -> str:
+    try:
+        return os.readlink(descriptor)
+    except FileNotFoundError:
+        # Closed since it was listed.
+        return ""
 
 
 def _is_of_device(address: Address, ports: Collection[int], paths: Collection[str]) -> bool:

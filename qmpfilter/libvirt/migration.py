@@ -114,7 +114,7 @@ class Migration:
         self._route = route
         self._listener = listener
         self._flags = flags
-        self._policy = policy
+        self._waits = waits
         self._pace = pace or Pace()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stats: Mapping[str, Any] = {}
@@ -155,8 +155,10 @@ class Migration:
                 self._told()
             elif relaying.done():
                 ended = ended or time.monotonic()
-                if time.monotonic() - ended > _LAST_SECONDS:
-                    self.error = f"libvirt has not come back within {_LAST_SECONDS:g} s of the end of the stream"
+                # Without this client libvirt would take the guest from a destination that has it.
+                limit = self._waits.answer if self.committed else _LAST_SECONDS
+                if time.monotonic() - ended > limit:
+                    self.error = f"libvirt has not come back within {limit:g} s of the end of the stream"
                     moving.cancel()
                     break
             if not moving.done():
@@ -171,7 +173,7 @@ class Migration:
             "domain": {"name": self._domain.name, "uuid": self._domain.uuid},
             "listen": str(self._route.listen),
             "connect": str(self._route.onward),
-            **as_json(self.relay, self.gate, self._policy),
+            **as_json(self.relay, self.gate),
             "libvirt": {
                 "source": {"uri": self._ends.source.uri, "state": source and source.name},
                 "destination": {"uri": self._ends.desturi, "state": destination and destination.name},

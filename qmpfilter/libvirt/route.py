@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit, urlunsplit
@@ -104,15 +103,14 @@ def choose_route(
     _check_known(host)
     fixed = (listen.port if listen else 0) or (onward.port if onward else 0)
     at = listen.host if listen else RELAY_HOST
-    ports = iter([fixed]) if fixed else _free_ports(here)
-    listener, port = _listen_at(at, ports)
+    listener, port = (TcpAddress(at, fixed).listen(), fixed) if fixed else _claim(at, here)
     parameters = {**wanted, "migrate_uri": _uri(at, port)}
     if here:
         # The wildcard, libvirt's default, takes in the relay's address.
         parameters.setdefault("listen_address", _HERE)
     if flags & (Flag.NON_SHARED_DISK | Flag.NON_SHARED_INC) and "disks_uri" not in wanted:
         # libvirt would have the source look for it at the relay.
-        disks = parameters.pop("disks_port", 0) or next(one for one in _free_ports(here) if one != port)
+        disks = parameters.pop("disks_port", 0) or _second_port(at, here)
         parameters["disks_uri"] = _uri(host, disks)
     onward_port = onward.port if onward and onward.port else port
     return Route(TcpAddress(at, port), TcpAddress(host, onward_port), parameters), listener
@@ -127,29 +125,40 @@ def _over_unix(wanted: dict[str, Any], listen: Address | None, onward: Address |
     return Route(listen, onward, {**wanted, "migrate_uri": f"unix://{listen.path}"}), listen.listen()
 
 
-def _free_ports(here: bool) -> Iterator[int]:
-    """Ports to try, from anywhere in the range: several migrations begin at once."""
+def _claim(host: str, here: bool) -> tuple[socket.socket, int]:
+    """A listening socket at a port of the range, from anywhere in it: several migrations begin at once.
+
+    Whoever listens at the relay's address has the port to himself, and nobody else tries the destination's: even to
+    try it would be in the way of a QEMU that is about to listen there.
+
+    :raises HostError: none can be had
+    """
     first = secrets.randbelow(len(PORTS))
+    last: HostError | None = None
     for number in range(len(PORTS)):
         port = PORTS[(first + number) % len(PORTS)]
+        try:
+            listener = TcpAddress(host, port).listen()
+        except HostError as error:
+            last = error
+            continue
         if not here or _is_free(port):
-            yield port
+            return listener, port
+        listener.close()
+    raise last or HostError(f"no port from {PORTS[0]} to {PORTS[-1]} is free")
+
+
+def _second_port(host: str, here: bool) -> int:
+    """Another, at which nobody listens yet."""
+    listener, port = _claim(host, here)
+    listener.close()
+    return port
 
 
 def _is_free(port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_server((_HERE, port)):
         return True
     return False
-
-
-def _listen_at(host: str, ports: Iterator[int]) -> tuple[socket.socket, int]:
-    last: HostError | None = None
-    for port in ports:
-        try:
-            return TcpAddress(host, port).listen(), port
-        except HostError as error:
-            last = error
-    raise last or HostError(f"no port from {PORTS[0]} to {PORTS[-1]} is free")
 
 
 def _check_known(host: str) -> None:

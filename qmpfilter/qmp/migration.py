@@ -21,19 +21,19 @@ from qmpfilter.qmp.destination import Destination
 from qmpfilter.qmp.endpoint import Endpoint
 from qmpfilter.qmp.source import Source
 from qmpfilter.qmp.whereabouts import Whereabouts, whereabouts
-from qmpfilter.relay.address import TcpAddress, UnixAddress
+from qmpfilter.relay.address import Listening
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.pair import Pair, Pairing
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json
-from qmpfilter.relay.session import Outcome, Phase
+from qmpfilter.relay.session import STOPPED, Outcome, Phase
 
 __all__ = ["MEMORY_SECONDS", "Migration", "wait_in"]
 
 MEMORY_SECONDS: Final = 5.0
 """For VMCB12 pages, while the guest stands still; a migration goes on without them."""
 
-_STOPPED: Final = "the operator stopped it"
 _WATCH_SECONDS: Final = 0.1
 _DELIVERED: Final = (Outcome.COMPLETED, Outcome.SENT)
 _Value = TypeVar("_Value")
@@ -47,6 +47,7 @@ class Migration:
     :param is_off: the kill switch, see :class:`~qmpfilter.filter.gate.Gate`
     :param read_memory: VMCB12 pages are read from the source where the stream leaves something to be guessed
     :param make_gate: makes what looks into the stream
+    :param pairing: how the filter at the target is met, if one is there
     :ivar gate: what looks into the stream
     :ivar relay: what passes it on
     """
@@ -54,20 +55,21 @@ class Migration:
     def __init__(
         self,
         source: Source,
-        target: TcpAddress | UnixAddress | Destination,
+        target: Listening | Destination,
         policy: Policy,
         waits: Waits,
         *,
         is_off: Callable[[], bool] = lambda: False,
         read_memory: bool = True,
         make_gate: Callable[[Policy, Callable[[], bool], Memory | None], Gate] = Gate,
+        pairing: Pairing = Pairing(),  # noqa: B008 - frozen
     ) -> None:
         self.source = source
         self.destination = target if isinstance(target, Destination) else None
         self.gate = make_gate(policy, is_off, self._read_memory if read_memory else None)
-        connect = self._connect if isinstance(target, Destination) else target.connect
+        self.pair = Pair(pairing, waits, self.gate, is_off, lambda: source.uuid)
+        connect = self._connect if isinstance(target, Destination) else self.pair.onward(target)
         self.relay = Relay(connect, self.gate, waits)
-        self._policy = policy
         self._begun = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cancelled = False
@@ -106,7 +108,7 @@ class Migration:
             await self._settle(outcome)
             return outcome
         except (QmpfilterError, asyncio.CancelledError) as error:
-            cause = error if isinstance(error, QmpfilterError) else HostError(_STOPPED)
+            cause = error if isinstance(error, QmpfilterError) else HostError(STOPPED)
             self.relay.stop(cause, veto=isinstance(error, PolicyError))
             if not self._begun:
                 # Stopped, it only closes what it has.
@@ -119,7 +121,7 @@ class Migration:
     def interrupt(self) -> None:
         """End it, unless its commit point has passed; in the loop that runs it."""
         if self._begun:
-            self.relay.stop(HostError(_STOPPED))
+            self.relay.stop(HostError(STOPPED))
         elif self._main is not None:
             self._main.cancel()
         else:
@@ -128,7 +130,7 @@ class Migration:
     def report(self) -> dict[str, Any]:
         """For :func:`json.dumps`: the relay's report, and what both QEMUs said."""
         return {
-            **as_json(self.relay, self.gate, self._policy),
+            **as_json(self.relay, self.gate, self.pair.links),
             "source": self.source.as_json(),
             "destination": None if self.destination is None else self.destination.as_json(),
             "guest_at": self.whereabouts.value,

@@ -19,7 +19,7 @@ from qmpfilter.qmp.companion import Companion
 from qmpfilter.qmp.destination import Destination
 from qmpfilter.qmp.migration import Migration
 from qmpfilter.qmp.source import Source
-from qmpfilter.relay.address import QMP, parse_address
+from qmpfilter.relay.address import QMP, parse_listening
 from qmpfilter.relay.order import Order
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.worker import Line, Worker, serve
@@ -51,12 +51,13 @@ class _TakingOver(Worker):
         self._loop = asyncio.new_event_loop()
         self._migration = Migration(
             Source(order.qmp, leave_return_path=order.policy.without_return_path),
-            Destination(target.removeprefix(QMP)) if target.startswith(QMP) else parse_address(target),
+            Destination(target.removeprefix(QMP)) if target.startswith(QMP) else parse_listening(target),
             order.policy,
             order.waits,
             is_off=order.kill_switch.exists,
             read_memory=order.read_vmcb12,
             make_gate=self.make_gate,
+            pairing=order.pairing,
         )
         return self._migration.relay, self._migration.gate
 

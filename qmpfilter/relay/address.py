@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Addresses of migration sockets as QEMU writes them: ``tcp:HOST:PORT`` and ``unix:PATH``; and ``original``, where a
-redirected connection wanted to go.
+redirected connection wanted to go; and ``pair:`` before the first two, where another filter is.
 
 Sources: QEMU 10.2.2 qapi/migration.json (MigrationAddress), util/qemu-sockets.c (inet_parse); Linux 7.3
 include/uapi/linux/netfilter_ipv4.h and netfilter_ipv6/ip6_tables.h (SO_ORIGINAL_DST).
@@ -21,19 +21,26 @@ from qmpfilter.relay.deadline import Deadline
 
 __all__ = [
     "MARK",
+    "PAIR",
     "QMP",
     "Address",
     "Destination",
+    "Listening",
     "OriginalDestination",
+    "PairAddress",
     "TcpAddress",
     "UnixAddress",
     "parse_address",
     "parse_destination",
+    "parse_listening",
     "tune",
 ]
 
 QMP: Final = "qmp:"
 """Before the path of a QMP socket, where one may stand instead of an address."""
+
+PAIR: Final = "pair:"
+"""Before an address at which the other filter of a pair is."""
 
 MARK: Final = 0x716D
 """SO_MARK of a relay's own connections to an original destination, which a rule that redirects has to let pass."""
@@ -66,9 +73,13 @@ class TcpAddress:
         try:
             family, _, _, _, address = self._resolve(socket.AI_PASSIVE)[0]
             listener = socket.socket(family, socket.SOCK_STREAM)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(_BACKLOG)
+            try:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(address)
+                listener.listen(_BACKLOG)
+            except OSError:
+                listener.close()
+                raise
         except OSError as error:
             raise HostError(f"cannot listen on {self}: {error.strerror or error}") from error
         return listener
@@ -161,6 +172,23 @@ def _bound_paths() -> set[str]:
 
 
 @dataclass(frozen=True, slots=True)
+class PairAddress:
+    """``pair:tcp:HOST:PORT`` or ``pair:unix:PATH``: what is said there :mod:`qmpfilter.relay.pair_protocol` tells."""
+
+    inner: TcpAddress | UnixAddress
+
+    def __str__(self) -> str:
+        return f"{PAIR}{self.inner}"
+
+    def listen(self) -> socket.socket:
+        """A listening socket, as the address without ``pair:`` has it.
+
+        :raises HostError: the address cannot be listened on
+        """
+        return self.inner.listen()
+
+
+@dataclass(frozen=True, slots=True)
 class OriginalDestination:
     """``original``: where each of the source's connections was to go before a rule of nftables redirected it."""
 
@@ -204,15 +232,26 @@ def _original(source: socket.socket) -> tuple[socket.AddressFamily, tuple[str, i
 
 
 Address = TcpAddress | UnixAddress
-Destination = TcpAddress | UnixAddress | OriginalDestination
+Listening = TcpAddress | UnixAddress | PairAddress
+Destination = TcpAddress | UnixAddress | PairAddress | OriginalDestination
 
 
 def parse_destination(text: str) -> Destination:
-    """The same as :func:`parse_address`, and ``original``.
+    """The same as :func:`parse_listening`, and ``original``.
 
     :raises HostError: it is neither
     """
-    return OriginalDestination() if text == "original" else parse_address(text)
+    return OriginalDestination() if text == "original" else parse_listening(text)
+
+
+def parse_listening(text: str) -> Listening:
+    """The same as :func:`parse_address`, and with ``pair:`` before it.
+
+    :raises HostError: it is neither
+    """
+    if text.startswith(PAIR):
+        return PairAddress(parse_address(text.removeprefix(PAIR)))
+    return parse_address(text)
 
 
 def parse_address(text: str) -> Address:

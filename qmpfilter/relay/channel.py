@@ -7,16 +7,22 @@ same way.
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import socket
+import time
 from typing import Final
 
-from qmpfilter.errors import UnsupportedError
+from qmpfilter.errors import DeadlineError, UnsupportedError
+from qmpfilter.relay.deadline import Deadline
 from qmpfilter.wire.framing import CPR_MAGIC, MAGIC, MULTIFD_MAGIC, TLS_HANDSHAKE, SectionType
 
-__all__ = ["FIRST_BYTES", "Channel", "channel_of", "channel_of_any"]
+__all__ = ["FIRST_BYTES", "Channel", "channel_of", "channel_of_any", "first_bytes"]
 
 FIRST_BYTES: Final = 4
 """So many bytes tell what a channel is."""
+
+_PEEK_AGAIN: Final = 0.01
 
 
 class Channel(enum.Enum):
@@ -59,3 +65,24 @@ def channel_of_any(first: bytes) -> Channel:
     if not first:
         return Channel.OTHER
     return Channel.MULTIFD if first == MULTIFD_MAGIC else Channel.MAIN
+
+
+def first_bytes(connection: socket.socket, seconds: float) -> bytes | None:
+    """What a connection begins with, without taking it: less if no more came in time, None if it ended at once."""
+    deadline = Deadline(seconds, "the first bytes of a connection")
+    first = b""
+    with contextlib.suppress(TimeoutError, DeadlineError):
+        while len(first) < FIRST_BYTES:
+            connection.settimeout(deadline.remaining())
+            try:
+                seen = connection.recv(FIRST_BYTES, socket.MSG_PEEK)
+            except ConnectionError:
+                return None
+            if len(seen) == len(first):
+                if not seen:
+                    return None
+                # The same bytes again: the kernel does not wait for more while there are some to be peeked at.
+                time.sleep(_PEEK_AGAIN)
+            first = seen
+    connection.settimeout(None)
+    return first

@@ -4,8 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-__all__ = ["Waits"]
+__all__ = ["LONGEST", "Waits"]
+
+
+LONGEST: Final = 24 * 86400.0
+"""Seconds that no wait exceeds: epoll_wait(2) takes milliseconds in an int."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, get_type_hints
 
 from qmpfilter.errors import BugError, PolicyError
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
 from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.pair import Encryption, Pairing
 from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["FORMAT", "Order"]
@@ -30,6 +31,7 @@ class Order:
         is told to migrate over QMP, also ``qmp:`` and the path of the destination's QMP socket
     :param qmp: the source's QMP socket, empty if it is not to be spoken with
     :param asked_by: who wanted the migration, for the report
+    :param pairing: how other filters are met, where an address is one
     :param read_vmcb12: VMCB12 is read over QMP where the stream leaves something to be guessed
     :param name: of the domain, empty where it is not known
     :param uuid: of the domain, empty where it is not known
@@ -59,6 +61,7 @@ class Order:
     name: str = ""
     uuid: str = ""
     records: Path | None = None
+    pairing: Pairing = field(default_factory=Pairing)
 
     def to_json(self) -> str:
         """One line, without its end."""
@@ -66,6 +69,7 @@ class Order:
         whole = {name: str(value) if isinstance(value, Path) else value for name, value in whole.items()}
         whole["policy"] = {one.name: _plain(getattr(self.policy, one.name)) for one in fields(Policy)}
         whole["waits"] = asdict(self.waits)
+        whole["pairing"] = {**asdict(self.pairing), "pki": str(self.pairing.pki)}
         return json.dumps({"format": FORMAT, **whole})
 
     @classmethod
@@ -82,11 +86,13 @@ class Order:
             types = get_type_hints(Policy)
             policy = Policy(**{name: _READ[types[name]](value) for name, value in whole.pop("policy").items()})
             waits = Waits(**whole.pop("waits"))
+            pairing = whole.pop("pairing")
+            pairing = Pairing(Encryption(pairing.pop("encryption")), Path(pairing.pop("pki")), **pairing)
             for one in _PATHS:
                 whole[one] = Path(whole[one])
             for one in _MAYBE_PATHS:
                 whole[one] = None if whole[one] is None else Path(whole[one])
-            return cls(policy=policy, waits=waits, **whole)
+            return cls(policy=policy, waits=waits, pairing=pairing, **whole)
         except PolicyError:
             raise
         except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
+from qmpfilter.relay.tls import TlsEnd
+
 __all__ = ["Pump"]
 
 _CHUNK: Final = 1 << 20
@@ -60,6 +62,8 @@ class Pump:
                 while moved := pipe.fill(source):
                     pipe.drain(destination, moved)
                     setattr(self, count, getattr(self, count) + moved)
+            if isinstance(source, TlsEnd):
+                source.raise_if_cut()
             destination.shutdown(socket.SHUT_WR)
         except OSError as error:
             with self._lock:

@@ -34,7 +34,7 @@ from qmpfilter.errors import (
 )
 from qmpfilter.filter.gate import Piece
 from qmpfilter.relay.address import tune
-from qmpfilter.relay.channel import FIRST_BYTES, Channel, channel_of, channel_of_any
+from qmpfilter.relay.channel import Channel, channel_of, channel_of_any, first_bytes
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.pump import Pump
@@ -50,7 +50,6 @@ _log: Final = logging.getLogger(__name__)
 _BUFFER: Final = 1 << 20
 _FIRST: Final = 4096
 _SILENCE: Final = 0.2
-_PEEK_AGAIN: Final = 0.01
 # How often a wait for the other side looks at its deadline.
 _TICK: Final = 1.0
 
@@ -146,7 +145,7 @@ class Relay:
                 self._open_extra(extra, kind)
             self._accept_extras(listeners, threads)
         except (QmpfilterError, OSError) as error:
-            self._stop(error)
+            self._stop(error, veto=isinstance(error, PolicyError))
         except BaseException as error:
             self._stop(BugError(f"{type(error).__name__} in the relay: {error}"))
             raise
@@ -188,7 +187,7 @@ class Relay:
                 if at_hand and not self._await_bytes(connection, deadline):
                     connection.close()
                     raise HostError("the migration was ended before the source sent anything")
-                first = _first_bytes(connection, self._waits.hello)
+                first = first_bytes(connection, self._waits.hello)
                 if first is None:
                     # Somebody tried whether anyone listens: nothing that a destination may see.
                     connection.close()
@@ -278,7 +277,7 @@ class Relay:
             if connection is None:
                 self._heed_interrupt()
                 continue
-            first = _first_bytes(connection, _SILENCE)
+            first = first_bytes(connection, _SILENCE)
             try:
                 kind = Channel.OTHER if self._unread else channel_of(first or b"")
             except UnsupportedError as stranger:
@@ -569,24 +568,3 @@ class Relay:
     def _cancel_tail_timer(self) -> None:
         if self._tail_timer is not None:
             self._tail_timer.cancel()
-
-
-def _first_bytes(connection: socket.socket, seconds: float) -> bytes | None:
-    """What a connection begins with, without taking it: less if no more came in time, None if it ended at once."""
-    deadline = Deadline(seconds, "the first bytes of a connection")
-    first = b""
-    with contextlib.suppress(TimeoutError, DeadlineError):
-        while len(first) < FIRST_BYTES:
-            connection.settimeout(deadline.remaining())
-            try:
-                seen = connection.recv(FIRST_BYTES, socket.MSG_PEEK)
-            except ConnectionError:
-                return None
-            if len(seen) == len(first):
-                if not seen:
-                    return None
-                # The same bytes again: the kernel does not wait for more while there are some to be peeked at.
-                time.sleep(_PEEK_AGAIN)
-            first = seen
-    connection.settimeout(None)
-    return first

@@ -3,20 +3,27 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from qmpfilter.filter.gate import Gate
-from qmpfilter.filter.policy import Policy
 from qmpfilter.inspect.state import differing, state_of
+from qmpfilter.relay.pair import Link
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.session import SENTENCES, Outcome
 from qmpfilter.svm.provenance import Confidence
+from qmpfilter.wire import cpu
 
 __all__ = ["FORMAT", "as_json", "as_text"]
+
+_log: Final = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 """Counted up when a key changes its meaning or goes."""
 
+_NONE: Final[Mapping[str, Link]] = MappingProxyType({})
 # Some kilobytes each.
 _MOST_STATES: Final = 64
 
@@ -24,9 +31,12 @@ _KEEPS: Final = (Outcome.REFUSED, Outcome.VETOED, Outcome.FAILED)
 """How a migration ends that leaves the guest at the source."""
 
 
-def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
-    """What :func:`json.dumps` takes."""
-    session = relay.session
+def as_json(relay: Relay, gate: Gate, links: Mapping[str, Link] = _NONE) -> dict[str, Any]:
+    """What :func:`json.dumps` takes.
+
+    :param links: other filters that were agreed with, by the side where they are
+    """
+    session, policy = relay.session, gate.policy
     before, after = gate.digests
     return {
         "format": FORMAT,
@@ -39,6 +49,7 @@ def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
             "qemu": None if policy.facts.qemu_version is None else str(policy.facts.qemu_version),
             "missing": sorted(gate.missing),
         },
+        "pair": {side: link.as_json() for side, link in links.items()},
         "machine": gate.machine,
         "return_path": gate.return_path,
         "channels": [channel.value for channel in relay.channels],
@@ -86,20 +97,25 @@ def as_json(relay: Relay, gate: Gate, policy: Policy) -> dict[str, Any]:
 
 
 def _states(gate: Gate) -> list[dict[str, Any]]:
-    """Of the vCPUs in L2, what is to be known of their state before, and what is another after; when observing, what
-    would be. Only asked for when the migration is over: it takes its time."""
-    edited = {vcpu.offset: vcpu.section for vcpu in gate.vcpus if vcpu.section is not None}
+    """Of the vCPUs with nested state, what is to be known of it before, and what is another after; when observing,
+    what would be. Only for when the migration is over: it takes some milliseconds each."""
+    edited = {vcpu.offset: vcpu.section for vcpu in gate.vcpus}
+    nested = [section for section in gate.sections if section.subsection(cpu.NESTED_STATE.name) is not None]
     told: list[dict[str, Any]] = []
-    for section in gate.sections:
-        before = state_of(section)
-        if "nested state" in before and len(told) < _MOST_STATES:
-            after = edited.get(section.offset)
+    for section in nested[:_MOST_STATES]:
+        after = edited.get(section.offset)
+        try:
+            before = state_of(section)
             changes = {} if after is None else differing(before, state_of(after))
-            told.append({"index": section.instance_id, "before": before, "after": changes})
+        except Exception:
+            # The rest of the report is worth more than this.
+            _log.exception("the state of vCPU %d", section.instance_id)
+            continue
+        told.append({"index": section.instance_id, "before": before, "after": changes})
     return told
 
 
-def as_text(relay: Relay, gate: Gate) -> str:
+def as_text(relay: Relay, gate: Gate, links: Mapping[str, Link] = _NONE) -> str:
     """A few lines for a person."""
     session = relay.session
     assert session.outcome is not None
@@ -108,6 +124,10 @@ def as_text(relay: Relay, gate: Gate) -> str:
         lines.append(f"  reason: {session.reason}")
     edits = f"{gate.edits} of {len(gate.vcpus)} vCPUs edited"
     lines.append(f"  {relay.forward} bytes forward, {relay.backward} back, {len(relay.channels)} channels; {edits}")
+    for side, link in links.items():
+        tls = link.secured
+        secured = f"{tls.version}, {tls.cipher}, certificate {tls.subject}" if tls else "unencrypted"
+        lines.append(f"  a pair with qmpfilter {link.program} at the {side}, {secured}")
     if "tail" in relay.times:
         lines.append(f"  device state held for {relay.times['tail'] * 1e3:.1f} ms")
     if gate.missing:

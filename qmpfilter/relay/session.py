@@ -25,10 +25,13 @@ from qmpfilter.errors import BugError, FramingError, QmpfilterError
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 from qmpfilter.wire.returnpath import Message, MessageType, ReturnPathEvent
 
-__all__ = ["SENTENCES", "SHUT_FAILED", "Action", "Outcome", "Phase", "Session"]
+__all__ = ["SENTENCES", "SHUT_FAILED", "STOPPED", "Action", "Outcome", "Phase", "Session"]
 
 SHUT_FAILED: Final = COMMAND_HEADER.pack(MessageType.SHUT, 4) + BE32.pack(1)
 """The message that makes a source go on with its guest."""
+
+STOPPED: Final = "the operator stopped it"
+"""The reason of a session that was ended by hand."""
 
 
 class Phase(enum.Enum):

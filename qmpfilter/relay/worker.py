@@ -35,13 +35,14 @@ from qmpfilter.audit.log import AuditLog
 from qmpfilter.errors import BugError, HostError, PolicyError
 from qmpfilter.filter.gate import Gate, Memory, Piece
 from qmpfilter.filter.policy import Mode, Policy
-from qmpfilter.relay.address import parse_destination
+from qmpfilter.relay.address import PAIR, parse_destination, parse_listening
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.order import Order
+from qmpfilter.relay.pair import Pair
 from qmpfilter.relay.records import write_records
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json
-from qmpfilter.relay.session import Outcome, Phase
+from qmpfilter.relay.session import STOPPED, Outcome, Phase
 from qmpfilter.saveimage.outfile import OutputFile
 
 __all__ = ["MOST_SOCKETS", "Line", "Worker", "serve"]
@@ -231,11 +232,14 @@ class Worker:
 
     def carry_out(self, sockets: list[socket.socket]) -> None:
         """The migration; the session has ended when this returns."""
+        if self.order.listen.startswith(PAIR):
+            listen = parse_listening(self.order.listen)
+            sockets = self.pair.welcoming(listen, sockets, lambda: self.relay.session.phase is Phase.WAITING)
         self.relay.run(sockets)
 
     def told(self) -> dict[str, Any]:
         """What the report says of the migration."""
-        return as_json(self.relay, self.gate, self.order.policy)
+        return as_json(self.relay, self.gate, self.pair.links)
 
     def interrupt(self) -> None:
         """A signal asks for the end."""
@@ -243,7 +247,7 @@ class Worker:
 
     def stop(self) -> None:
         """The operator asks for the end."""
-        self.relay.stop(HostError("the operator stopped it"))
+        self.relay.stop(HostError(STOPPED))
 
     def make_gate(self, policy: Policy, is_off: Callable[[], bool], memory: Memory | None) -> Gate:
         """A gate whose commit point is in the journal before it passes."""
@@ -253,6 +257,10 @@ class Worker:
         """What is known of the guest."""
         order = self.order
         return {"name": order.name, "uuid": order.uuid} if order.uuid else {}
+
+    def domain(self) -> str:
+        """The guest's uuid, where it is known."""
+        return str(self.who().get("uuid", ""))
 
     def _committing(self) -> None:
         self._record("released", "")
@@ -290,7 +298,8 @@ class Worker:
     def _engine(self, memory: Memory | None) -> tuple[Relay, Gate]:
         order = self.order
         gate = self.make_gate(order.policy, order.kill_switch.exists, memory)
-        return Relay(parse_destination(order.destination).connect, gate, order.waits), gate
+        self.pair = Pair(order.pairing, order.waits, gate, order.kill_switch.exists, self.domain)
+        return Relay(self.pair.onward(parse_destination(order.destination)), gate, order.waits), gate
 
     def _attend(self) -> None:
         """Pass on what happens, and what the daemon wants."""

@@ -5,11 +5,19 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["seconds", "size"]
+from qmpfilter.report.told import Told
+
+__all__ = ["forward", "seconds", "size"]
 
 _MINUTE: Final = 60.0
 _HOUR: Final = 3600.0
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def forward(report: Told) -> float | None:
+    """Bytes to the destination on all channels; of a report without channels on the main one, None without either."""
+    channels = [one.number("forward") or 0.0 for one in report.each("traffic")]
+    return sum(channels) if channels else report.number("bytes", "forward")
 
 
 def seconds(value: float) -> str:

@@ -98,6 +98,7 @@ details { margin: 0.35rem 0; } summary { cursor: pointer; }
 .mark { position: absolute; top: 0.1rem; bottom: 0.1rem; width: 2px; background: var(--ink); }
 .ticks { position: relative; height: 1.4rem; font-size: 0.75rem; color: var(--faint); }
 .ticks span { position: absolute; transform: translateX(-50%); white-space: nowrap; }
+@media (max-width: 40rem) { .ticks span:nth-child(even) { display: none; } }
 .ticks span:first-child { transform: none; } .ticks span:last-child { transform: translateX(-100%); }
 .legend { display: flex; flex-wrap: wrap; gap: 0.2rem 1.2rem; margin: 0.2rem 0 0.8rem; font-size: 0.82rem; }
 .legend i { display: inline-block; width: 0.75rem; height: 0.75rem; border-radius: 2px; margin-right: 0.4rem; }

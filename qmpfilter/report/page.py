@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from qmpfilter.report.figures import seconds, size
+from qmpfilter.report.figures import forward, seconds, size
 from qmpfilter.report.html import Html, document, element, joined, table
 from qmpfilter.report.outcome import UNKNOWN, manner, sentence
 from qmpfilter.report.timeline import ENDS, Kind, Span, Timeline, timeline
@@ -63,7 +63,7 @@ def _head(report: Told, title: str) -> Html:
             figures.append((name, seconds(value)))
     if downtime := report.number("source", "migration", "milliseconds", "downtime"):
         figures.append(("guest stopped, the source says", seconds(downtime / 1e3)))
-    if (count := report.number("bytes", "forward")) is not None:
+    if (count := forward(report)) is not None:
         figures.append(("to the destination", size(count)))
     edited = report.text("edited_vcpus")
     if edited:
@@ -196,7 +196,8 @@ def _vcpus(report: Told) -> Html:
         else Html("")
     )
     rows = [
-        (index, vcpu.text("found") or _ABSENT, vcpu.text("outcome"), _findings(vcpu)) for index, vcpu in vcpus.items()
+        (index, vcpu.text("found") or _ABSENT, vcpu.text("outcome").replace("_", " "), _findings(vcpu))
+        for index, vcpu in vcpus.items()
     ]
     overview = table(("vCPU", "its state came as", "and was", "findings"), rows) if rows else Html("")
     details = [_vcpu(index, vcpus.get(index, Told(None)), state) for index, state in states.items()]
@@ -231,7 +232,9 @@ def _groups(state: Told) -> Iterator[Html]:
         added = [name for name in new if name not in old]
         marks = [element("mark", f"{len(changed)} changed", class_="changed")] if changed else []
         marks += [element("mark", f"{len(added)} new", class_="new")] if added else []
-        rows = [_value(name, old.get(name), new.get(name)) for name in old | new]
+        # What differs first.
+        names = [*changed, *added, *(name for name in old if name not in new)]
+        rows = [_value(name, old.get(name), new.get(name)) for name in names]
         head = element("tr", *(element("th", title, scope="col") for title in ("field", "before", "after", "")))
         values = element("table", element("thead", head), element("tbody", *rows), class_="values")
         summary = element("summary", f"{group}, {len(rows)} fields ", *marks)

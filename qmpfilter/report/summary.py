@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from qmpfilter.report.figures import seconds, size
+from qmpfilter.report.figures import forward, seconds, size
 from qmpfilter.report.html import document, element, table
 from qmpfilter.report.outcome import UNKNOWN, sentence
 from qmpfilter.report.page import badge, tiles
@@ -16,41 +16,48 @@ from qmpfilter.report.told import Told
 __all__ = ["TITLES", "Row", "Summary", "summary_page"]
 
 TITLES = ("session", "outcome", "mode", "guest", "from", "to", "took", "held", "bytes", "edited", "reason")
-"""Of the columns, in the order in which :meth:`Row.cells` gives them."""
+"""Of the columns, in the order in which a row's cells have them."""
 
 
 class Row(NamedTuple):
-    """One migration.
+    """One migration; of its report only what a summary tells, because there may be thousands.
 
+    :param outcome: by its word
     :param held: seconds for which the state of devices was held, None if it was not or nobody knows
+    :param edited: how many vCPUs were edited
+    :param cells: all columns in words
     """
 
-    session: str
-    report: Told
+    outcome: str
     held: float | None
+    edited: float
+    reason: str
+    cells: tuple[str, ...]
 
     @property
-    def outcome(self) -> str:
-        """By its word."""
-        return self.report.text("outcome") or UNKNOWN
+    def session(self) -> str:
+        """Its name."""
+        return self.cells[0]
 
-    def cells(self) -> tuple[str, ...]:
-        """In words."""
-        told = self.report
-        took, moved = told.number("seconds", "total"), told.number("bytes", "forward")
-        return (
-            self.session,
-            self.outcome,
+    @classmethod
+    def of(cls, session: str, told: Told) -> Row:
+        """From its report."""
+        took, held, moved = told.number("seconds", "total"), told.number("seconds", "tail"), forward(told)
+        outcome, reason = told.text("outcome") or UNKNOWN, told.text("reason")
+        cells = (
+            session,
+            outcome,
             "off" if told.text("switched_off") == "yes" else told.text("mode"),
             told.text("source", "name"),
             told.text("listen"),
             told.text("connect"),
             "" if took is None else seconds(took),
-            "" if self.held is None else seconds(self.held),
+            "" if held is None else seconds(held),
             "" if moved is None else size(moved),
             told.text("edited_vcpus"),
-            told.text("reason"),
+            reason,
         )
+        return cls(outcome, held, told.number("edited_vcpus") or 0.0, reason, cells)
 
 
 class Summary:
@@ -61,10 +68,7 @@ class Summary:
     """
 
     def __init__(self, reports: Iterable[tuple[str, Mapping[str, object]]]) -> None:
-        self.rows: list[Row] = []
-        for session, report in reports:
-            told = Told(report)
-            self.rows.append(Row(session, told, told.number("seconds", "tail")))
+        self.rows = [Row.of(session, Told(report)) for session, report in reports]
         self.outcomes = Counter(row.outcome for row in self.rows).most_common()
 
     @property
@@ -77,7 +81,7 @@ class Summary:
     def figures(self) -> list[tuple[str, str]]:
         """What of all of them is worth knowing at once, and what it is of."""
         found = [("migrations", str(len(self.rows))), *((outcome, str(count)) for outcome, count in self.outcomes)]
-        edited = sum(row.report.number("edited_vcpus") or 0 for row in self.rows)
+        edited = sum(row.edited for row in self.rows)
         found.append(("vCPUs edited", f"{edited:.0f}"))
         worst = self.worst
         if worst is not None and worst.held is not None:
@@ -91,8 +95,8 @@ def summary_page(summary: Summary, title: str) -> str:
         (
             element("code", row.session),
             badge(row.outcome),
-            *row.cells()[2:-1],
-            element("div", row.cells()[-1], class_="reason"),
+            *row.cells[2:-1],
+            element("div", row.reason, class_="reason"),
         )
         for row in summary.rows
     ]

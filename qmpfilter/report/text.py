@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qmpfilter.report.figures import seconds, size
+from qmpfilter.report.figures import forward, seconds, size
 from qmpfilter.report.outcome import UNKNOWN, sentence
 from qmpfilter.report.summary import TITLES, Summary
 from qmpfilter.report.timeline import ENDS, timeline
@@ -51,12 +51,11 @@ def summary_text(summary: Summary, width: int) -> str:
     if not summary.rows:
         return "no migrations\n"
     columns = [TITLES.index(title) for title in _COLUMNS]
-    cells = [row.cells() for row in summary.rows]
-    head, *lines = _table(_COLUMNS, [[row[number] for number in columns] for row in cells], width, whole=_COLUMNS)
+    cells = [[row.cells[number] for number in columns] for row in summary.rows]
+    head, *lines = _table(_COLUMNS, cells, width, whole=_COLUMNS)
     told = [head]
     for line, row in zip(lines, summary.rows, strict=True):
-        reason = row.report.text("reason")
-        told += [line, f"    {reason}"] if reason else [line]
+        told += [line, f"    {row.reason}"] if row.reason else [line]
     figures = ", ".join(f"{name}: {value}" for name, value in summary.figures)
     return "".join(f"{line}\n" for line in (*told, "", figures))
 
@@ -74,9 +73,8 @@ def _facts(report: Told) -> Iterator[str]:
     for name, value in rows:
         if value:
             yield f"{name}: {value}"
-    forward, backward = report.number("bytes", "forward"), report.number("bytes", "backward")
-    if forward is not None:
-        yield f"{size(forward)} to the destination, {size(backward or 0)} back"
+    if (count := forward(report)) is not None:
+        yield f"{size(count)} to the destination"
     if report.each("vcpus"):
         yield f"{report.text('edited_vcpus')} of {len(report.each('vcpus'))} vCPUs edited"
     for name, path in (("in all", "total"), ("device state held for", "tail")):
@@ -113,7 +111,7 @@ def _vcpus(report: Told) -> Iterator[str]:
     for vcpu in report.each("vcpus"):
         index = vcpu.text("index")
         came = vcpu.text("found")
-        yield f"vCPU {index}: {vcpu.text('outcome')}{f', its state came as {came}' if came else ''}"
+        yield f"vCPU {index}: {vcpu.text('outcome').replace('_', ' ')}{f', its state came as {came}' if came else ''}"
         for finding in vcpu.each("findings"):
             yield f"  {finding.text('text')} [{finding.text('code')}]"
         yield from (f"  {line}" for line in _changes(states.get(index, Told(None))))

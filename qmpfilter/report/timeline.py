@@ -111,7 +111,8 @@ def timeline(report: Told) -> Timeline | None:
                 passes.append((at(moment), number))
     marks.sort(key=lambda mark: mark.at)
     filtered = {name: at(moment) for name, moment in moments.items()}
-    spans = (*_filter_spans(filtered, report.number("seconds", "tail")), *_guest_spans(marks, passes, filtered))
+    memory, *others = _filter_spans(filtered, report.number("seconds", "tail"))
+    spans = (memory, *others, *_pass_spans(passes, memory.end), *_stopped_spans(marks, max(filtered.values())))
     # What lies before the connection was waiting, and would leave no room for the rest.
     spans = tuple(replace(span, begin=max(span.begin, 0.0)) for span in spans if span.end > 0)
     length = max([*(mark.at for mark in marks), *(span.end for span in spans)])
@@ -134,15 +135,16 @@ def _filter_spans(moments: dict[str, float], held: float | None) -> Iterator[Spa
     yield Span(committed, answered, Kind.ANSWER, "the destination loads the guest and gives its word")
 
 
-def _guest_spans(marks: list[Mark], passes: list[tuple[float, str]], moments: dict[str, float]) -> Iterator[Span]:
+def _pass_spans(passes: list[tuple[float, str]], end: float) -> Iterator[Span]:
+    """The last one ends with the memory, after the guest was stopped."""
+    bounds = [*passes, (max([end, *(begin for begin, _ in passes)]), "")]
+    for (begin, number), (until, _) in pairwise(bounds):
+        yield Span(begin, until, Kind.PASS, f"pass {number} over memory")
+
+
+def _stopped_spans(marks: list[Mark], end: float) -> Iterator[Span]:
     stopped = [mark.at for mark in marks if (mark.who, mark.what) == ("source", "STOP")]
-    resumed = [mark.at for mark in marks if mark.what == "RESUME" and stopped and mark.at >= stopped[0]]
-    end = max(moments.values())
-    if passes:
-        limit = stopped[0] if stopped else moments.get("committed", end)
-        bounds = [*passes, (max(limit, passes[-1][0]), "")]
-        for (begin, number), (until, _) in pairwise(bounds):
-            yield Span(begin, until, Kind.PASS, f"pass {number} over memory")
     if stopped:
+        resumed = [mark.at for mark in marks if mark.what == "RESUME" and mark.at >= stopped[0]]
         where = "until it ran again" if resumed else "and not seen to run again"
         yield Span(stopped[0], resumed[0] if resumed else max(end, stopped[0]), Kind.STOPPED, where)

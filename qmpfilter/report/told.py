@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from qmpfilter.printable import printable
 
 __all__ = ["Told"]
+
+# More than there are bytes or seconds of anything; NaN is not less either.
+_MOST: Final = 1e24
 
 
 class Told:
@@ -39,9 +42,11 @@ class Told:
         return printable(str(value)) if isinstance(value, (str, int, float)) else ""
 
     def number(self, *names: str) -> float | None:
-        """None if it was not told."""
+        """None if it was not told, or is none that one can draw."""
         value = self.part(*names)._value
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < _MOST:
+            return None
+        return float(value)
 
     def moment(self, *names: str) -> datetime | None:
         """None if it was not told, or is no moment."""

@@ -60,7 +60,7 @@ _CR4: Final = (
     _Bits(1 << 20, ("SMEP",)),
     _Bits(1 << 21, ("SMAP",)),
     _Bits(1 << 22, ("PKU",)),
-    _Bits(1 << 23, ("SHSTK", "IBT"), Releases("6.17- 6.18+ 6.12.117-")),
+    _Bits(1 << 23, ("SHSTK", "IBT"), Releases("6.17- 6.18+ 6.12.118-")),
     _Bits(1 << 28, ("LAM",), Releases("6.1- 6.12+ 6.1.192-")),
 )
 # SCE needs nothing.
@@ -73,7 +73,7 @@ _EFER: Final = (
     _Bits(1 << 21, ("AUTOIBRS",), Releases("6.1- 6.12+ 6.1.192-")),
 )
 _EFER_LMSLE: Final = 1 << 13
-_LMSLE_MBZ: Final = Releases("6.19- 7.2+ 6.12.117-")
+_LMSLE_MBZ: Final = Releases("6.19- 7.2+ 6.12.118-")
 
 
 class Attempt:

@@ -4,8 +4,8 @@
 A release list ends where sources were read: a point with three numbers is a stable level that was looked at.
 
 Sources: QEMU 7.2 target/i386/machine.c and kvm/kvm.c, migration/vmstate.c; Linux 5.10.223, 5.10.262, 6.1.170,
-6.1.176, 6.1.187, 6.1.192, 6.12.94, 6.12.111, 6.12.113, 6.12.115, 6.12.117, 7.2.12 and 7.3.4 arch/x86/kvm as
-Debian has them.
+6.1.176, 6.1.187, 6.1.192, 6.12.94, 6.12.111, 6.12.113, 6.12.115, 6.12.117, 6.12.118, 7.2.12 and 7.3.4 arch/x86/kvm
+as Debian has them.
 """
 
 from __future__ import annotations
@@ -268,11 +268,11 @@ _IN_L2: Final = (
     Rule("event-inj-type", _NESTED, "control.event_inj",
          lambda a: bool(a.control.event_inj & _EVENT_VALID) and a.control.event_inj >> 8 & 7 not in _EVENT_TYPES,
          "VMCB12 injects an event of a type that is not defined (event_inj {v.control.event_inj:#x}).",
-         f"{_NESTED_C}nested_svm_check_event_inj", Releases("6.19- 7.1+ 6.1.192- 6.12.117-")),
+         f"{_NESTED_C}nested_svm_check_event_inj", Releases("6.19- 7.1+ 6.1.192- 6.12.118-")),
     Rule("event-inj-vector", _NESTED, "control.event_inj",
          _bad_exception,
          "VMCB12 injects an exception that the guest does not have (event_inj {v.control.event_inj:#x}).",
-         f"{_NESTED_C}nested_svm_event_inj_valid_exept", Releases("6.19- 7.1+ 6.1.192- 6.12.117-")),
+         f"{_NESTED_C}nested_svm_event_inj_valid_exept", Releases("6.19- 7.1+ 6.1.192- 6.12.118-")),
     from_findings("l2-cr0-nw", _NESTED, _SET_STATE),
     from_findings("l1-cr0-pg", _NESTED, _SET_STATE, _SPLIT),
     Rule("l1-cr0-pg", _NESTED, "l1.cr0",
@@ -281,7 +281,7 @@ _IN_L2: Final = (
          _SET_STATE, Releases("5.8+ 5.11+ 5.13-")),
     from_findings("l1-rflags-vm", _NESTED, _SET_STATE, _SPLIT),
     from_findings("l1-efer-lma", _NESTED, _SET_STATE,
-                  Releases("7.2- 7.3+ 7.2.12- 6.12.117- 6.1.192- 5.10.262-")),
+                  Releases("7.2- 7.3+ 7.2.12- 6.12.117- 6.12.118+ 6.1.192- 5.10.262-")),
     from_findings("l1-efer-svme", _NESTED, _SAVE, Releases("5.8- 5.13+ 5.10.223+")),
     from_findings("l1-cr0-nw", _NESTED, _SAVE, _SPLIT),
     from_findings("l1-cr0-high", _NESTED, _SAVE, _SPLIT),

@@ -24,6 +24,7 @@ from qmpfilter.verdict.version import Releases, Version
 
 __all__ = [
     "HEEDS_REFUSAL",
+    "READ",
     "Answer",
     "Outcome",
     "Reason",
@@ -118,8 +119,8 @@ _OUTCOMES: Final = {
 
 _FROM_BEST: Final = tuple(Outcome)
 
-# Branches whose sources were read, with the newest level of each.
-_READ: Final = {(5, 10): 262, (6, 1): 192, (6, 12): 117, (7, 2): 12, (7, 3): 4}
+READ: Final = {(5, 10): 262, (6, 1): 192, (6, 12): 118, (7, 2): 12, (7, 3): 4}
+"""Branches whose sources were read, with the newest level of each."""
 
 
 def judge(
@@ -214,8 +215,8 @@ def _silent(refusals: Iterable[Reason], facts: HostFacts) -> bool | None:
 def _notes(attempt: Attempt) -> Iterator[str]:
     kernel: Version | None = attempt.facts.kernel
     if kernel is not None:
-        read = _READ.get(kernel.branch)
-        newest = ", ".join(f"{major}.{minor}.{level}" for (major, minor), level in _READ.items())
+        read = READ.get(kernel.branch)
+        newest = ", ".join(f"{major}.{minor}.{level}" for (major, minor), level in READ.items())
         if read is None or (kernel.micro is not None and kernel.micro > read):
             yield f"Kernel {kernel} itself was not read; the rules follow those that were, up to {newest}."
     if attempt.assumed:

@@ -44,10 +44,10 @@ _SANITISED: Final = (
     ("RDPRU", "intercept_word4", 14, "RDPRU"),
     ("INVPCID", "intercept_word5", 2, "INVPCID"),
 )
-# 5.x only ever copied what it knew; 6.12.117 and 6.1.192 do not clear anything.
-_SANITISES: Final = Releases("6.19- 7.1+ 5.10.262- 6.1.192- 6.12.117-")
+# 5.x only ever copied what it knew; 6.12.118 and 6.1.192 do not clear anything.
+_SANITISES: Final = Releases("6.19- 7.1+ 5.10.262- 6.1.192- 6.12.118-")
 KEEPS_L1_LBR: Final = Releases("6.19- 7.1+ 5.10.262- 6.1.192- 6.12.113- 6.12.115+")
-_KEEPS_L1_CET: Final = Releases("6.17- 6.18+ 5.10.262- 6.1.192- 6.12.117-")
+_KEEPS_L1_CET: Final = Releases("6.17- 6.18+ 5.10.262- 6.1.192- 6.12.118-")
 _KNOWS_VNMI: Final = Releases("6.1- 6.12+ 5.10.262- 6.1.192-")
 
 

@@ -7,9 +7,9 @@ destination share them. Those benchmarks say by how much, and fail nothing.
 
 import sys
 
-from tests.bench import conversion, inspect_throughput, relay_qemu, relay_tail, relay_throughput
+from tests.bench import conversion, hook, inspect_throughput, relay_qemu, relay_tail, relay_throughput, rollout
 
-_PROMISED = (inspect_throughput, conversion)
+_PROMISED = (inspect_throughput, conversion, hook, rollout)
 _WANTED = (relay_tail, relay_throughput, relay_qemu)
 
 _good = True

@@ -94,7 +94,7 @@ def test_what_cannot_be_told(
     assert said in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"outcome'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"outcome', "[" * 100_000], ids=range(5))
 def test_a_file_that_is_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     (tmp_path / "file").write_text(text)
     assert main(["report", str(tmp_path / "file")]) == EXIT_HOST

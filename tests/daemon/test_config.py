@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from qmpfilter.daemon.config import Audit, Config, Expose, Ingress, Keep, load
+from qmpfilter.cluster.address import Access
+from qmpfilter.daemon.config import Audit, Cluster, Config, Expose, Ingress, Keep, Watch, load
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode
 from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.pair import Encryption, Pairing
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "qmpfilter.toml"
 
@@ -40,12 +42,21 @@ def test_the_example_shows_every_default(tmp_path: Path) -> None:
     defaults = load(write(tmp_path, ""))
     # What is off by default is shown with a value that makes sense.
     assert shown.metrics.wanted
-    assert replace(shown, metrics=Expose()) == defaults
+    assert shown.libvirt.uri
+    assert shown.cluster.wanted
+    assert (shown.cluster.lease, shown.cluster.stale) == (Cluster().lease, Cluster().stale)
+    assert replace(shown, metrics=Expose(), libvirt=Watch(), cluster=Cluster(), mode_named=None) == defaults
     assert (defaults.waits, defaults.keep, defaults.policy) == (Waits(), Keep(), Config().policy)
     flat = tomllib.loads(text)
-    tables = {"deadlines": Waits, "reports": Keep, "audit": Audit, "ingress": Ingress, "metrics": Expose}
-    assert len(flat) == 10 + len(tables)
+    tables = {
+        "deadlines": Waits, "reports": Keep, "audit": Audit, "ingress": Ingress, "metrics": Expose, "libvirt": Watch,
+    }  # fmt: skip
+    # Of a pair the guest's uuid is no matter of the configuration.
+    assert set(flat.pop("pair")) == {one.name for one in fields(Pairing)} - {"domain"}
+    assert len(flat) == 10 + len(tables) + 1
     assert {name: len(flat[name]) for name in tables} == {name: len(fields(kind)) for name, kind in tables.items()}
+    of_cluster = {one.name for kind in (Cluster, Access) for one in fields(kind)} - {"access", "seconds"}
+    assert flat["cluster"].keys() == of_cluster
 
 
 def test_every_value(tmp_path: Path) -> None:
@@ -95,6 +106,11 @@ def test_drop_ins_come_later_in_the_order_of_their_names(tmp_path: Path) -> None
     assert [file.name for file in config.files] == ["q.toml", "a.toml", "b.toml"]
 
 
+def test_plain_tcp_between_hosts_takes_words(tmp_path: Path) -> None:
+    text = "[pair]\nencryption = \"never: guests' memory passes unencrypted\"\npki = '/a/pki'\n"
+    assert load(write(tmp_path, text)).pairing == Pairing(Encryption.NEVER, Path("/a/pki"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -106,6 +122,11 @@ def test_drop_ins_come_later_in_the_order_of_their_names(tmp_path: Path) -> None
         ('mode = "Annex"', "q.toml: mode: expected one of"),
         ('verdict = "hard"', "q.toml: verdict: expected one of enforce, warn, off, found 'hard'"),
         ('runtime_directory = "run"', "q.toml: runtime_directory: expected an absolute path, found 'run'"),
+        (
+            "[pair]\nencryption = 'never'",
+            "q.toml: pair.encryption: expected one of auto, always, never: guests' memory",
+        ),
+        ("[pair]\npki = 'pki'", "q.toml: pair.pki: expected an absolute path"),
         ("accept = 'x'", "q.toml: accept: expected a list of codes of losses, found 'x'"),
         ("accept = [1]", "q.toml: accept: expected a list of codes"),
         ("allow_no_return_path = 1", "q.toml: allow_no_return_path: expected true or false, found 1"),
@@ -115,6 +136,10 @@ def test_drop_ins_come_later_in_the_order_of_their_names(tmp_path: Path) -> None
         ("drain = inf", "q.toml: drain: expected a number"),
         ("drain = nan", "q.toml: drain: expected a number"),
         ("[deadlines]\ntail = 0", "q.toml: deadlines.tail: expected seconds, more than 0"),
+        (
+            "[deadlines]\nsource = 2073601",
+            "q.toml: deadlines.source: expected seconds, more than 0 and at most 2073600",
+        ),
         ("[deadlines]\ntail = 1e12", "q.toml: deadlines.tail: expected seconds"),
         ("[deadlines]\ntail = true", "q.toml: deadlines.tail: expected seconds"),
         ("[reports]\nkeep_count = 1.5", "q.toml: reports.keep_count: expected a whole number"),

@@ -220,6 +220,31 @@ def test_observing_can_still_veto(name: str, seed: int | None) -> None:
     assert len(out) <= commit_point(stream)
 
 
+def test_native_svm2_is_judged_as_it_goes_on() -> None:
+    taking = replace(LENIENT, facts=HostFacts(formats=("svm2",)))
+    came, _ = passed(Gate(replace(taking, mode=Mode.NATIVE)), L2)
+    stock = replace(LENIENT, facts=HostFacts(formats=("legacy", "annex")))
+    assert passed(Gate(stock), came) == passed(Gate(stock), L2)
+    _, error = stopped(Gate(replace(stock, mode=Mode.OBSERVE)), came)
+    assert isinstance(error, PolicyError)
+    assert "no stock QEMU knows its subsection" in str(error)
+
+
+def test_native_needs_the_word_of_the_destinations_filter() -> None:
+    gate = Gate(replace(LENIENT, mode=Mode.NATIVE, peer_tells=True))
+    with pytest.raises(PolicyError, match="announce"):
+        gate.learn(HostFacts(formats=("legacy", "annex")), False)
+    gate.learn(HostFacts(formats=("legacy", "annex")), True)
+    assert gate.policy.facts.formats == ("legacy", "annex", "svm2")
+
+
+def test_the_operators_facts_count_more_than_a_filters_word() -> None:
+    own = HostFacts(kernel=Version.parse("6.1"))
+    gate = Gate(replace(LENIENT, facts=own, peer_tells=True))
+    gate.learn(HostFacts(kernel=Version.parse("6.12")), False)
+    assert gate.policy.facts == own
+
+
 def test_native_only_for_who_announced_it() -> None:
     with pytest.raises(PolicyError, match="announce"):
         Policy(mode=Mode.NATIVE)

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+from tests.lab.cluster import Cluster
 from tests.lab.emulator import EmulatedHost
 from tests.lab.hosts import HOSTS
 from tests.lab.svm2 import SVM2_HOSTS, boot
@@ -28,13 +30,23 @@ def svm2_host(request: pytest.FixtureRequest) -> Iterator[EmulatedHost]:
         yield host
 
 
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """All three stock hosts on one network, booted once for all the tests that use it."""
+    with Cluster(*HOSTS.values()) as hosts:
+        yield hosts
+
+
 class ByHost(LoadScopeScheduling):  # type: ignore[misc]
-    """Each host is booted by one worker of pytest-xdist; tests that need none go by file to where there is room."""
+    """Each host, and the cluster, is booted by one worker of pytest-xdist; tests that need none go by file to where
+    there is room."""
 
     def _split_scope(self, nodeid: str) -> str:
         # Parameters of a session come first in an identifier.
         file, _, test = nodeid.partition("::")
         parameters = test.partition("[")[2]
+        if Path(file).name.startswith("test_cluster"):
+            return "cluster"
         return next((name for name in (*SVM2_HOSTS, *HOSTS) if parameters.startswith(name)), file)
 
 

@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
+from .cables import Cable
 from .hosts import Host, HostImage, Rootfs
 from .inhost import agent
 
-BOOT_SECONDS = 180.0
+BOOT_SECONDS = 400.0
 TOOL_SECONDS = 60.0
 MEMORY_MIB = 1500
 LOG_LINES = 40
@@ -60,12 +61,18 @@ class EmulatedHost:
     The emulator is QEMU without KVM, whose TCG emulates SVM with nested paging; it comes from a host's root
     directory, because older ones crash the guests.  One virtual CPU: with more, kernels trip over the patching
     of their own code.
+
+    :cvar init: process 1, and what more the kernel is told
+    :param cables: their ends at this host, each with a network card
     """
 
-    def __init__(self, image: HostImage, emulator: Rootfs) -> None:
+    init = "/lab-init"
+
+    def __init__(self, image: HostImage, emulator: Rootfs, cables: Sequence[Cable] = ()) -> None:
         self.host: Host = image.host
         self.image = image
         self._emulator = emulator
+        self._cables = cables
         self._directory = Path(mkdtemp(prefix=f"lab-{image.host.name}-"))
         self._serial = self._directory / "serial"
         self._errors = self._directory / "stderr"
@@ -87,7 +94,7 @@ class EmulatedHost:
         for job in self._provided.values():
             self._do(job)
 
-    def __enter__(self) -> EmulatedHost:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -119,15 +126,18 @@ class EmulatedHost:
         Raises JobFailed if it ends with something else than 0 or does not end in ``seconds``, and EmulatorError
         if the host does not answer.
         """
-        job = _Job(argv, files, seconds)
         if self._process is None:
             self._boot()
         try:
-            return self._do(job)
+            return self.run_once(argv, files, seconds)
         except EmulatorError as silence:
             warnings.warn(f"{AGAIN}: {silence}", stacklevel=2)
             self._boot()
-            return self._do(job)
+            return self.run_once(argv, files, seconds)
+
+    def run_once(self, argv: Sequence[str], files: Mapping[str, bytes], seconds: float) -> Result:
+        """Runs a program as :meth:`run` does, and leaves a host that does not answer as it is: ended."""
+        return self._do(_Job(argv, files, seconds))
 
     def provide(self, name: str, argv: Sequence[str], files: Mapping[str, bytes], seconds: float) -> None:
         """Has a job done once, and again after each boot, that leaves what later jobs need."""
@@ -136,6 +146,8 @@ class EmulatedHost:
             self._provided[name] = _Job(argv, files, seconds)
 
     def _do(self, job: _Job) -> Result:
+        if self._process is None:
+            raise EmulatorError(f"host {self.host.name} has ended")
         with_package = Path(mkdtemp(dir=self._directory))
         shutil.copytree(IN_HOST, with_package / "inhost", ignore=shutil.ignore_patterns("__pycache__"))
         for name, content in job.files.items():
@@ -168,13 +180,16 @@ class EmulatedHost:
             *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *("-machine", "q35", "-accel", "tcg", "-cpu", "EPYC,+svm,+npt,+vgif", "-smp", "1", "-m", str(MEMORY_MIB)),
             *("-kernel", str(image.kernel), "-initrd", str(image.initrd)),
-            *("-append", f"console=ttyS0 quiet root=/dev/vda rw init=/lab-init net.ifnames=0 {ON_NMI}"),
+            *("-append", f"console=ttyS0 quiet root=/dev/vda rw net.ifnames=0 {ON_NMI} init={self.init}"),
             *("-drive", f"file={overlay},if=virtio,format=qcow2,cache=unsafe"),
             *("-serial", f"file:{self._serial}"),
             *("-chardev", f"socket,id=port,fd={port}", "-device", "virtio-serial-pci"),
             *("-device", "virtserialport,chardev=port,name=lab"),
             *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
         ]
+        for number, cable in enumerate(self._cables):
+            argv += ["-netdev", f"dgram,id=cable{number},local.type=fd,local.str={cable.end.fileno()}"]
+            argv += ["-device", f"virtio-net-pci,netdev=cable{number},mac={cable.card},romfile="]
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 argv,
@@ -182,7 +197,7 @@ class EmulatedHost:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                pass_fds=[port, monitor],
+                pass_fds=[port, monitor, *(cable.end.fileno() for cable in self._cables)],
             )
 
     def _exchange(self, job: dict[str, Any] | None, archive: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:
@@ -197,7 +212,13 @@ class EmulatedHost:
         try:
             if job is not None:
                 agent.send_message(self._port, job, archive)
-            return agent.receive_message(self._port)
+            message = agent.receive_message(self._port)
+            timer.cancel()
+            # Where it has fired already, the host is about to end.
+            timer.join()
+            if process.poll() is not None:
+                raise EOFError("the answer came too late")
+            return message
         except (OSError, EOFError) as end:
             process.wait(TOOL_SECONDS)
             self._end()

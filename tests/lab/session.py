@@ -42,10 +42,13 @@ GUEST = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qem
   </devices>{more}
 </domain>
 """
+QMP: Final = "/tmp/guest.qmp"
+"""Every session has a directory /tmp of its own."""
 # What cannot be compressed takes time where bandwidth is limited.
-_FULL: Final = """
+_FULL: Final = f"""
   <qemu:commandline>
     <qemu:arg value='-device'/><qemu:arg value='loader,addr=0x1000000,file=/shared/noise,force-raw=on'/>
+    <qemu:arg value='-qmp'/><qemu:arg value='unix:{QMP},server=on,wait=off'/>
   </qemu:commandline>"""
 _NOISE: Final = 16 << 20
 
@@ -227,7 +230,7 @@ def shared_directory(directories: pytest.TempPathFactory) -> Path:
 def guest_of(first: SessionDaemon, *others: SessionDaemon, full: bool = False) -> Iterator[None]:
     """A guest that runs at the first; what is left of it goes, wherever it is.
 
-    :param full: a quarter of its memory is noise, which is never sent in a moment
+    :param full: a quarter of its memory is noise, which is never sent in a moment, and it has a QMP socket
     """
     if full:
         (first.directory.parent / "noise").write_bytes(os.urandom(_NOISE))

@@ -137,6 +137,7 @@ def test_migrate(over_qmp: bool, pair: Pair) -> None:
     source, destination = report["source"], report["destination"]
     assert (source["migration"]["status"], source["guest"]) == ("completed", "postmigrate")
     assert source["migration"]["milliseconds"]["total"] >= source["migration"]["milliseconds"]["downtime"] > 0
+    assert [event["pass"] for event in source["events"] if event["what"] == "MIGRATION_PASS"][:1] == [1]
     happened = [event["what"] for event in source["events"]]
     assert (happened[0], happened[-1], happened.count("STOP"), happened.count("RESUME")) == (
         "setup",

@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from qmpfilter.errors import DeadlineError, HostError
-from qmpfilter.relay.address import Address, TcpAddress, UnixAddress, parse_address
+from qmpfilter.relay.address import (
+    Address,
+    PairAddress,
+    TcpAddress,
+    UnixAddress,
+    parse_address,
+    parse_destination,
+    parse_listening,
+)
 from qmpfilter.relay.deadline import Deadline
 
 
@@ -26,6 +34,16 @@ from qmpfilter.relay.deadline import Deadline
 def test_read_and_written(text: str, address: Address) -> None:
     assert parse_address(text) == address
     assert str(address) == text
+
+
+@pytest.mark.parametrize("inner", [TcpAddress("::1", 4444), UnixAddress("/run/a:b")])
+def test_where_another_filter_is(inner: Address) -> None:
+    assert parse_listening(f"pair:{inner}") == parse_destination(f"pair:{inner}") == PairAddress(inner)
+    assert str(PairAddress(inner)) == f"pair:{inner}"
+    assert parse_listening(str(inner)) == parse_destination(str(inner)) == inner
+    for text in (f"pair:pair:{inner}", "pair:", "pair:original"):
+        with pytest.raises(HostError, match="tcp:HOST:PORT or unix:PATH"):
+            parse_destination(text)
 
 
 @pytest.mark.parametrize(

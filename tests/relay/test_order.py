@@ -13,6 +13,7 @@ from qmpfilter.errors import BugError, HostError, PolicyError
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.order import Order
+from qmpfilter.relay.pair import Encryption, Pairing
 from qmpfilter.verdict.facts import HostFacts, QemuBinary
 from qmpfilter.verdict.version import Version
 
@@ -31,6 +32,7 @@ ORDER = Order(
     report=Path("/a/report"),
     journal=Path("/a/journal"),
     kill_switch=Path("/a/off"),
+    pairing=Pairing(Encryption.NEVER, Path("/a/pki"), "8d7a1d9f-6f4a-4a3c-9d7e-1f2a3b4c5d6e"),
 )
 
 
@@ -51,6 +53,8 @@ def test_there_and_back(order: Order) -> None:
         ({"policy": {"mode": "upside-down"}}, BugError, "upside-down"),
         ({"policy": {"mode": "native"}}, PolicyError, "announce"),
         ({"policy": {"facts": {}}}, HostError, "no schema"),
+        ({"pairing": {"encryption": "lunch", "pki": "/a", "domain": ""}}, BugError, "lunch"),
+        ({"pairing": {}}, BugError, "no order"),
         ({"report": None}, BugError, "no order"),
     ],
 )

@@ -22,7 +22,7 @@ from qmpfilter.filter.policy import Policy
 from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
 from qmpfilter.relay.channel import Channel
 from qmpfilter.relay.deadline import Deadline
-from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.limits import LONGEST, Waits
 from qmpfilter.relay.relay import Looker, Relay
 from qmpfilter.relay.session import SHUT_FAILED, Outcome
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
@@ -237,6 +237,14 @@ def test_a_source_that_dies_takes_the_destination_with_it(rig: Rig) -> None:
     source.close()
     assert everything(destination) == b""
     assert rig.outcome() is Outcome.CANCELLED
+
+
+def test_the_longest_waits_that_there_may_be(tmp_path: Path) -> None:
+    made = Rig(tmp_path, Marked(), Waits(LONGEST, LONGEST, LONGEST, LONGEST, LONGEST, LONGEST, linger=1))
+    with made.stack:
+        made.dial(RAM).close()
+        assert exactly(made.destination(), len(RAM)) == RAM
+        assert made.outcome() is Outcome.CANCELLED
 
 
 def test_nothing_is_connected_before_the_source_is(rig: Rig) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from qmpfilter.report.figures import seconds, size
+from qmpfilter.report.figures import forward, seconds, size
+from qmpfilter.report.told import Told
 
 
 @pytest.mark.parametrize(
@@ -25,3 +26,15 @@ def test_seconds(value: float, text: str) -> None:
 )
 def test_size(count: int, text: str) -> None:
     assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("report", "count"),
+    [
+        ({"traffic": [{"forward": 5}, {"forward": 7}, {}], "bytes": {"forward": 5}}, 12),
+        ({"bytes": {"forward": 5}}, 5),
+        ({}, None),
+    ],
+)
+def test_what_went_to_the_destination(report: dict[str, object], count: int | None) -> None:
+    assert forward(Told(report)) == count

@@ -45,7 +45,7 @@ def test_a_migration_with_both_qemus() -> None:
         (-0.1, "source"),
         (0, "filter"),
     ]
-    assert spans(line, Kind.PASS) == [(0.2, 4.0), (4.0, 6.0)]
+    assert spans(line, Kind.PASS) == [(0.2, 4.0), (4.0, 6.1)]
     assert spans(line, Kind.MEMORY) == [(0.0, 6.1)]
     assert spans(line, Kind.HOLD) == [(6.1, 6.125)]
     assert spans(line, Kind.ANSWER) == [(6.125, 6.5)]

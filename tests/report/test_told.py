@@ -33,6 +33,11 @@ def test_what_is_not_there_or_something_else_is_not_told(value: Any) -> None:
     assert (told.each("x"), told.items("x", "y"), bool(told.part("x", "y"))) == ([], [], False)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 10**400, True, "5"])
+def test_what_is_no_number(value: Any) -> None:
+    assert Told(value).number() is None
+
+
 @pytest.mark.parametrize("text", ["", "yesterday", "2026-13-01", 5])
 def test_what_is_no_moment(text: Any) -> None:
     assert Told(text).moment() is None

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sockets in the place of QEMU's: taken, given back, cleared away."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from qmpfilter.daemon.ingress import Front
+from qmpfilter.errors import HostError
+from qmpfilter.libvirt.incoming import Incoming
+from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
+
+
+def waiting(*where: Address) -> Incoming:
+    return Incoming(1, where)
+
+
+@pytest.fixture
+def qemu(tmp_path: Path) -> UnixAddress:
+    return UnixAddress(str(tmp_path / "m.sock"))
+
+
+def test_a_path_is_taken_and_leads_here(qemu: UnixAddress) -> None:
+    with qemu.listen() as behind:
+        Path(qemu.path).chmod(0o664)
+        with Front(waiting(qemu), ()) as front:
+            assert (front.listening.shown, front.connect) == (str(qemu), f"{qemu}.qmpfilter")
+            assert Path(qemu.path).stat().st_mode & 0o777 == 0o664
+            with socket.socket(socket.AF_UNIX) as source, socket.socket(socket.AF_UNIX) as onward:
+                source.connect(qemu.path)
+                front.listening.sockets[0].accept()[0].close()
+                onward.connect(f"{qemu.path}.qmpfilter")
+                behind.accept()[0].close()
+        # Given back, as nobody wanted it.
+        with socket.socket(socket.AF_UNIX) as source:
+            source.connect(qemu.path)
+            behind.accept()[0].close()
+
+
+def test_what_is_kept_stays_until_it_is_cleared(qemu: UnixAddress) -> None:
+    with qemu.listen():
+        with Front(waiting(qemu), ()) as front:
+            front.keep()
+        here, there = Path(qemu.path), Path(f"{qemu.path}.qmpfilter")
+        assert here.exists()
+        assert there.exists()
+        Front.clear({"listen": "unix:/a", "connect": "unix:/b"})
+        Front.clear({"listen": str(qemu), "connect": f"{qemu}.qmpfilter"})
+        assert not here.exists()
+        assert not there.exists()
+
+
+def test_a_port_is_taken_at_other_addresses() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as behind:
+        port = behind.getsockname()[1]
+        with Front(waiting(TcpAddress("127.0.0.2", port)), ["127.0.0.3", "127.0.0.4"]) as front:
+            assert front.connect == f"tcp:127.0.0.2:{port}"
+            for host in ("127.0.0.3", "127.0.0.4"):
+                socket.create_connection((host, port)).close()
+
+
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ((), "listens nowhere"),
+        ((TcpAddress("10.0.0.1", 1), TcpAddress("10.0.0.1", 2)), "which of them is for the guest"),
+        ((TcpAddress("::", 49152),), "the source reaches it directly"),
+        ((UnixAddress("/" + "x" * 100),), "too long a path"),
+        ((UnixAddress("/nobody/listens"),), "cannot be taken"),
+    ],
+)
+def test_what_cannot_be_taken_is_said(where: tuple[Address, ...], why: str) -> None:
+    with pytest.raises(HostError, match=why):
+        Front(waiting(*where), ())
+
+
+def test_a_port_that_is_in_use_is_said() -> None:
+    with socket.create_server(("127.0.0.3", 0)) as somebody:
+        port = somebody.getsockname()[1]
+        with pytest.raises(HostError, match=f"none of 127.0.0.3 can be listened at on port {port}"):
+            Front(waiting(TcpAddress("127.0.0.2", port)), ["127.0.0.3"])

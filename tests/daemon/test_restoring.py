@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Save images that a libvirt has open, in a /proc that is made up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qmpfilter.cli.main import main
+from qmpfilter.daemon.restoring import check_image
+from qmpfilter.errors import HostError, PolicyError
+from qmpfilter.filter.policy import Policy
+from qmpfilter.saveimage.source import open_source
+from qmpfilter.verdict.facts import HostFacts
+from tests.helpers.fixtures import fixtures
+
+IMAGE = next(fixture for fixture in fixtures(role="save") if fixture.name == "mid-save-raw")
+WITHOUT_NESTING = HostFacts(parameters={"kvm_amd": {"nested": "0"}})
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "guest.save"
+    path.write_bytes(IMAGE.file("save"))
+    return path
+
+
+def proc(directory: Path, image: Path, comm: str = "libvirtd") -> Path:
+    process = directory / "proc/42"
+    (process / "fd").mkdir(parents=True)
+    (process / "comm").write_text(f"{comm}\n")
+    (process / "fd/0").symlink_to("/dev/null")
+    (process / "fd/9").symlink_to(image)
+    return process.parent
+
+
+def uuid_of(image: Path) -> str:
+    with open_source(str(image)) as source:
+        assert source.domain is not None
+        return str(source.domain.uuid)
+
+
+def test_an_image_that_this_host_takes(tmp_path: Path, image: Path) -> None:
+    check_image(uuid_of(image), Policy(), proc(tmp_path, image))
+
+
+def test_one_that_it_does_not(tmp_path: Path, image: Path) -> None:
+    with pytest.raises(PolicyError, match="would not run this guest"):
+        check_image(uuid_of(image), Policy(facts=WITHOUT_NESTING), proc(tmp_path, image))
+
+
+def test_native_state_is_refused_with_what_to_do(tmp_path: Path, image: Path) -> None:
+    native = tmp_path / "native.save"
+    assert main(["convert", str(image), str(native), "--to", "native"]) == 0
+    with pytest.raises(PolicyError, match=f"qmpfilter convert {native} NEW --to annex"):
+        check_image(uuid_of(image), Policy(), proc(tmp_path, native))
+
+
+@pytest.mark.parametrize(("comm", "uuid"), [("cat", None), ("virtqemud", "another")])
+def test_one_that_is_not_found_is_said(tmp_path: Path, image: Path, comm: str, uuid: str | None) -> None:
+    with pytest.raises(HostError, match="was not found open"):
+        check_image(uuid or uuid_of(image), Policy(), proc(tmp_path, image, comm))
+
+
+def test_a_damaged_one_is_left_to_libvirt(tmp_path: Path, image: Path) -> None:
+    image.write_bytes(image.read_bytes()[:-1000])
+    with pytest.raises(HostError, match="cannot be read"):
+        check_image(uuid_of(image), Policy(), proc(tmp_path, image))
