@@ -24,15 +24,19 @@ PART: Final = 100_000
 class Ends:
     """Both ends of a migration. Use as a context manager.
 
-    :param incoming: where the destination waits
+    :param incoming: where the destination waits; None for a port of this machine
     """
 
-    def __init__(self, incoming: Path) -> None:
-        self.connect = f"unix:{incoming}"
-        self._listener = socket.socket(socket.AF_UNIX)
+    def __init__(self, incoming: Path | None) -> None:
+        if incoming is None:
+            self._listener = socket.create_server(("127.0.0.1", 0))
+            self.connect = f"tcp:127.0.0.1:{self._listener.getsockname()[1]}"
+        else:
+            self.connect = f"unix:{incoming}"
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(str(incoming))
+            self._listener.listen()
         self._listener.settimeout(SECONDS)
-        self._listener.bind(str(incoming))
-        self._listener.listen()
         self._open = [self._listener]
         self._sending: threading.Thread | None = None
         self.arrived = 0
