@@ -28,7 +28,7 @@ END_SECONDS: Final = 60.0
 # What the package depends on, and what that does, and the hosts have not.
 DEPENDENCIES: Final = (
     *("python3-click", "python3-rich", "python3-markdown-it", "python3-mdurl", "python3-pygments"),
-    *("python3-linkify-it", "python3-uc-micro"),
+    *("python3-linkify-it", "python3-uc-micro", "python3-colorama", "python3-pkg-resources"),
 )
 _SCRIPT: Final = Path(__file__).parent / "systemd.sh"
 # As systemd.sh has it.
