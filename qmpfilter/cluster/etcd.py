@@ -33,7 +33,6 @@ from qmpfilter.errors import ChangedError, HostError, StoreAwayError
 __all__ = ["EtcdStore"]
 
 _POLL_SECONDS: Final = 2.0
-_AGAIN_SECONDS: Final = 0.1
 # A timeout of nothing is none.
 _LEAST_SECONDS: Final = 0.01
 
@@ -78,6 +77,7 @@ class EtcdStore:
             self._session.verify = str(access.ca)
         if access.certificate is not None:
             self._session.cert = (str(access.certificate), str(access.key or access.certificate))
+        self._token: str | None = None
         self._closed = threading.Event()
 
     def get(self, key: str) -> Entry | None:
@@ -215,29 +215,27 @@ class EtcdStore:
         raise StoreAwayError(f"The etcd server does not answer: {'; '.join(why)}.")
 
     def _let_in(self, client: Etcd3Client, path: str, body: Mapping[str, object], late: float) -> Mapping[str, Any]:
-        tried = False
-        while True:
-            try:
-                return self._posted(client, path, body, late)
-            except _Refused as refused:
-                over = refused.code == _UNAUTHENTICATED or any(text in str(refused) for text in _TOKEN_OVER)
-                if not over or self._access.user is None or time.monotonic() >= late:
-                    raise
-            if tried:
-                # A server that has just been started refuses new tokens too, for a moment.
-                time.sleep(_AGAIN_SECONDS)
-            tried = True
-            # A token is short-lived, and gone when the server was started again.
-            who = {"name": self._access.user, "password": self._password()}
-            answer = self._posted(client, "auth/authenticate", who, late)
-            with self._understood():
-                self._session.headers["Authorization"] = str(answer["token"])
+        try:
+            return self._posted(client, path, body, late, self._token)
+        except _Refused as refused:
+            over = refused.code == _UNAUTHENTICATED or any(text in str(refused) for text in _TOKEN_OVER)
+            if not over or self._access.user is None:
+                raise
+        # A token is short-lived, and gone when the server was started again. With such a one it gives no other.
+        who = {"name": self._access.user, "password": self._password()}
+        answer = self._posted(client, "auth/authenticate", who, late, None)
+        with self._understood():
+            token = self._token = str(answer["token"])
+        return self._posted(client, path, body, late, token)
 
-    def _posted(self, client: Etcd3Client, path: str, body: Mapping[str, object], late: float) -> Mapping[str, Any]:
+    def _posted(
+        self, client: Etcd3Client, path: str, body: Mapping[str, object], late: float, token: str | None
+    ) -> Mapping[str, Any]:
         client.timeout = max(_LEAST_SECONDS, late - time.monotonic())
+        headers = {} if token is None else {"Authorization": token}
         try:
             with self._understood():
-                return dict(client.post(client.get_url(path), json=body))
+                return dict(client.post(client.get_url(path), json=body, headers=headers))
         except (ConnectionFailedError, ConnectionTimeoutError):
             raise
         except Etcd3Exception as error:

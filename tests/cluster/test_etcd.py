@@ -132,7 +132,7 @@ def test_passwords(certificates: Certificates, tmp_path: Path) -> None:
         lease = store.lease(60)
         store.put_always("hosts/a", b"", lease)
         # Tokens are gone when it is started again, and when users change.
-        server.kill()
+        server.stop()
         server.start()
         entry = store.put("n", b"1", unless_changed=entry.revision)
         server.ctl("user", "add", "one:more", user="root:top")

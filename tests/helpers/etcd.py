@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import socket
 import subprocess
 import threading
@@ -94,10 +95,11 @@ class Etcd:
 
     def kill(self) -> None:
         """As a host that goes down."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait(SECONDS)
-            self._process = None
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """As a service that is stopped: all that it knows is in its files."""
+        self._end(signal.SIGTERM)
 
     def ctl(self, *arguments: str, user: str = "") -> str:
         """What etcdctl says."""
@@ -129,6 +131,12 @@ class Etcd:
 
     def log(self) -> str:
         return (self._directory / "log").read_text(errors="replace")
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(SECONDS)
+            self._process = None
 
     def _started(self) -> bool:
         url, certificate = f"https://{HOST}:{self.port}", self._certificates.server
