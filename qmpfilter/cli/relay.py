@@ -80,8 +80,9 @@ def relay(listen: str, connect: str, choices: Choices, encryption: str, pki: Pat
         policy = replace(policy, facts=gather().facts)
     gate = Gate(policy, KILL_SWITCH.exists)
     pair = Pair(pairing, choices.waits, gate, KILL_SWITCH.exists)
+    listener = source.listen()
     running = Relay(pair.onward(destination), gate, choices.waits)
-    listeners = pair.welcoming(source, [source.listen()], lambda: running.session.phase is Phase.WAITING)
+    listeners = pair.welcoming(source, [listener], lambda: running.session.phase is Phase.WAITING)
     # The process ends with the migration: there is no garbage worth a pause while the guest stands still.
     gc.disable()
     with on_signal(running.interrupt):

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from qmpfilter.errors import DeadlineError, HostError, PolicyError, RefusedError, StreamError
+from qmpfilter.filter.carrier import Carrier
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Mode, Policy
 from qmpfilter.saveimage.header import MAGIC
@@ -25,7 +26,6 @@ __all__ = ["check_image"]
 _log: Final = logging.getLogger(__name__)
 
 _LIBVIRTS: Final = ("libvirtd", "virtqemud")
-_NATIVE: Final = "native"  # the verdict's code for what no QEMU takes
 _BUFFER: Final = 1 << 20
 # A hook has ten seconds, and the domain's memory passes before what is looked for.
 _SECONDS: Final = 7.0
@@ -68,9 +68,13 @@ def _read(source: Source, gate: Gate, name: str, late: float) -> None:
         for _ in gate.receive_eof():
             pass
     except PolicyError as error:
-        native = any(reason.code == _NATIVE for judged in gate.judged for reason in judged.verdict.reasons)
-        hint = f" Restore what 'qmpfilter convert {name} NEW --to annex' makes of it." if native else ""
-        raise PolicyError(f"{name}: {error}{hint}") from error
+        raise PolicyError(f"{name}: {error}") from error
+    # A live migration would be converted here; a file is restored as it is.
+    if any(vcpu.found is Carrier.NATIVE for vcpu in gate.vcpus):
+        raise PolicyError(
+            f"{name} holds native svm2, on which QEMU ends: restore what "
+            f"'qmpfilter convert {name} NEW --to annex' makes of it"
+        )
 
 
 def _open_images(proc: Path) -> Iterator[Path]:
