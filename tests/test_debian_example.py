@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.lab
+
 ROOT = Path(__file__).parents[1]
 DEPENDENCIES = ROOT / "examples/debian/dependencies.py"
 SECONDS = 20.0

@@ -19,6 +19,8 @@ from tests.helpers.daemon import DaemonProcess
 from tests.helpers.migration import SHUT_OK, STREAM, everything, exactly, sending
 from tests.lab.inhost.waiting import wait_until
 
+pytestmark = pytest.mark.lab
+
 SECONDS = 20.0
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 VM = "6d1ad8f8-2f3e-4f5c-9c8e-3a8d54d7b0a1"

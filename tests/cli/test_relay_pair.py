@@ -22,6 +22,8 @@ from tests.helpers.migration import SHUT_OK, STREAM, everything, exactly, sendin
 from tests.helpers.pki import Authority
 from tests.lab.inhost.waiting import listens, wait_until
 
+pytestmark = pytest.mark.lab
+
 SECONDS = 30.0
 MULTIFD: Final = b"\x11\x22\x33\x44" + bytes(60)
 GOOD: Final = HostFacts(kernel=Version.parse("6.12.1"), formats=("legacy", "annex"))

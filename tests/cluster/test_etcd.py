@@ -15,6 +15,8 @@ from qmpfilter.cluster.address import open_store
 from qmpfilter.errors import ChangedError, StoreAwayError
 from tests.helpers.etcd import HOST, Certificates, Etcd, Line
 
+pytestmark = pytest.mark.lab
+
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:

@@ -20,6 +20,8 @@ from tests.helpers.counting import count_up, count_up_at
 from tests.helpers.etcd import Certificates, Etcd
 from tests.lab.inhost.waiting import wait_until
 
+pytestmark = pytest.mark.lab
+
 SECONDS = 60.0
 
 

@@ -22,6 +22,8 @@ from tests.helpers.cluster import ANNEX, DOMAIN, a_board, facts, rollout
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.migration import PART, SHUT_OK, STREAM, Ends, asked
 
+pytestmark = pytest.mark.lab
+
 NAMES = ("a", "b", "c")
 
 

@@ -14,6 +14,8 @@ from tests.helpers.daemon import DaemonProcess
 from tests.helpers.migration import SHUT_OK, STREAM, Ends
 from tests.helpers.pki import Authority
 
+pytestmark = pytest.mark.lab
+
 FACTS = json.loads(json.dumps(HostFacts(formats=("legacy", "annex")).to_json()))
 DOMAIN = "8d7a1d9f-6f4a-4a3c-9d7e-1f2a3b4c5d6e"
 
