@@ -9,24 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import json
 import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from qmpfilter import __version__
 from qmpfilter.cluster.address import open_store
 from qmpfilter.cluster.board import Board
 from qmpfilter.cluster.decide import Decision
-from qmpfilter.cluster.rollout import domain_uuid
-from qmpfilter.daemon.config import Config, checked, load
+from qmpfilter.daemon.asked import Subject, host_of, read_ends, read_wanted
+from qmpfilter.daemon.config import Config, load
 from qmpfilter.daemon.control import Control, Request
 from qmpfilter.daemon.happenings import Happenings, uuid_of
 from qmpfilter.daemon.hooks import Hooks
@@ -35,23 +33,11 @@ from qmpfilter.daemon.logs import configure
 from qmpfilter.daemon.member import Member
 from qmpfilter.daemon.notify import Notifier, inherited_listener
 from qmpfilter.daemon.reports import Reports
-from qmpfilter.daemon.roster import Roster, Wanted
+from qmpfilter.daemon.roster import Roster
 from qmpfilter.daemon.switch import KillSwitch
-from qmpfilter.doctor.gather import gather
 from qmpfilter.errors import HostError, PolicyError
-from qmpfilter.filter.policy import Enforcement, Mode, Policy
+from qmpfilter.filter.policy import Mode
 from qmpfilter.libvirt.watch import watch
-from qmpfilter.relay.address import (
-    PAIR,
-    QMP,
-    Listening,
-    PairAddress,
-    TcpAddress,
-    UnixAddress,
-    parse_destination,
-    parse_listening,
-)
-from qmpfilter.relay.pair import check_certificates
 from qmpfilter.verdict.facts import HostFacts
 
 if TYPE_CHECKING:
@@ -184,7 +170,7 @@ class _Daemon:
         board = Board(open_store(cluster.store, cluster.access))
         return Member(cluster, board, self._config.state / "cluster", self._switch)
 
-    def _decide(self, member: Member, subject: _Subject) -> tuple[Decision, HostFacts | None]:
+    def _decide(self, member: Member, subject: Subject) -> tuple[Decision, HostFacts | None]:
         return member.decide(
             subject.destination,
             domain=subject.domain,
@@ -202,7 +188,7 @@ class _Daemon:
         """
         if self._member is None:
             return None
-        decision, _ = self._decide(self._member, _Subject(self._config.cluster.name, domain, None, wished))
+        decision, _ = self._decide(self._member, Subject(self._config.cluster.name, domain, None, wished))
         return decision.mode
 
     # --- metrics -------------------------------------------------------------------------------
@@ -241,7 +227,7 @@ class _Daemon:
     def _ended(self, report: Mapping[str, Any]) -> None:
         Front.clear(report)
         if self._member is not None:
-            self._member.count(report, _host_of(str(report.get("connect", ""))))
+            self._member.count(report, host_of(str(report.get("connect", ""))))
         if self._metrics is not None:
             self._metrics.count(report)
         if self._config.libvirt.uri and uuid_of(report):
@@ -359,15 +345,15 @@ class _Daemon:
     async def _relay(self, request: Request) -> dict[str, Any]:
         if self._stopping.is_set():
             raise HostError("the daemon is about to end and begins no session")
-        ends = _ends(request)
-        subject = _Subject.of(request, ends.connect)
+        ends = read_ends(request)
+        subject = Subject.of(request, ends.connect)
         decision: Decision | None = None
         mode, known = subject.asked or subject.wished or self._config.policy.mode, None
         if self._member is not None:
             decision, known = self._decide(self._member, subject)
             mode = decision.mode
         # Files are read, and of a pair's destination its host is looked at.
-        wanted = await asyncio.to_thread(_wanted, request, self._config, ends, subject.domain or "", mode, known)
+        wanted = await asyncio.to_thread(read_wanted, request, self._config, ends, subject.domain or "", mode, known)
         session = await self._roster.start(wanted)
         name = session.origin.session
         answer = {"session": name, "listen": session.origin.listen}
@@ -378,7 +364,7 @@ class _Daemon:
         return {**answer, "mode": decision.mode.value, "why": decision.why}
 
     async def _explain(self, request: Request) -> dict[str, Any]:
-        subject = _Subject.of(request, "")
+        subject = Subject.of(request, "")
         request.end()
         if self._member is None:
             raise HostError("this host is in no cluster: the configuration's [cluster] names no store")
@@ -404,133 +390,3 @@ class _Daemon:
             raise PolicyError(f"{why}: 'qmpfilter on --all' ends that")
         self._switch.release()
         return {"off": False}
-
-
-class _Subject(NamedTuple):
-    """Which migration the cluster is asked about.
-
-    :param destination: name or address of the host
-    :param domain: its uuid, None if that was not told
-    :param asked: the mode that was asked for, None for the configuration's
-    :param wished: the mode of the domain's own policy
-    """
-
-    destination: str
-    domain: str | None
-    asked: Mode | None
-    wished: Mode | None
-
-    @classmethod
-    def of(cls, request: Request, connect: str) -> _Subject:
-        """:raises HostError: the request is wrong"""
-        modes = [one.value for one in Mode]
-        destination, domain = request.text("destination", ""), request.text("domain", "")
-        asked, wished = request.choice("mode", modes, ""), request.choice("domain_mode", modes, "")
-        return cls(
-            destination or _host_of(connect),
-            domain_uuid(domain) if domain else None,
-            Mode(asked) if asked else None,
-            Mode(wished) if wished else None,
-        )
-
-
-def _host_of(connect: str) -> str:
-    """The host that an address names, empty if it names none."""
-    try:
-        address = parse_destination(connect)
-    except HostError:
-        return ""
-    inner = address.inner if isinstance(address, PairAddress) else address
-    return inner.host if isinstance(inner, TcpAddress) else ""
-
-
-class _Ends(NamedTuple):
-    """Between what it goes.
-
-    :param listen: where the source comes, None if it is told so over QMP
-    :param connect: where it goes
-    :param qmp: the source's QMP socket
-    """
-
-    listen: Listening | None
-    connect: str
-    qmp: str
-
-
-def _ends(request: Request) -> _Ends:
-    """:raises HostError: the request is wrong"""
-    came, goes, qmp = request.text("listen"), request.text("connect"), request.text("qmp", "")
-    listen: Listening | None = None
-    if came.startswith(QMP):
-        if qmp:
-            raise HostError("qmp: the source's QMP socket is told by listen already")
-        qmp = came.removeprefix(QMP)
-    else:
-        listen = parse_listening(came)
-    connect = None
-    if goes.startswith(QMP) and listen is None:
-        _check_absolute(goes, goes.removeprefix(QMP))
-    else:
-        connect = parse_destination(goes)
-    for address in (listen, connect):
-        inner = address.inner if isinstance(address, PairAddress) else address
-        if isinstance(inner, UnixAddress):
-            _check_absolute(str(address), inner.path)
-    if qmp:
-        _check_absolute(qmp, qmp)
-    return _Ends(listen, goes, qmp)
-
-
-def _check_absolute(address: str, path: str) -> None:
-    if not Path(path).is_absolute():
-        raise HostError(f"{address}: an absolute path was expected")
-
-
-def _wanted(
-    request: Request, config: Config, ends: _Ends, domain: str, mode: Mode, known: HostFacts | None
-) -> Wanted:
-    """A session.
-
-    :param domain: the guest's uuid, empty where it is not known
-    :param known: what the cluster knows of the destination, None if nothing
-    :raises HostError: the request is wrong, or this host lacks certificates that it takes
-    :raises PolicyError: it contradicts itself
-    """
-    policy = config.policy
-    facts = _facts(request, known or policy.facts, ends.listen)
-    pairing = replace(config.pairing, domain=domain)
-    onward = None if ends.connect.startswith(QMP) else parse_destination(ends.connect)
-    check_certificates(ends.listen, onward, pairing)
-    deadlines = request.object("deadlines") or {}
-    wanted = Wanted(
-        ends.listen,
-        ends.connect,
-        Policy(
-            mode=mode,
-            enforcement=Enforcement(
-                request.choice("verdict", [one.value for one in Enforcement], policy.enforcement.value)
-            ),
-            facts=facts,
-            accepted=policy.accepted | set(request.texts("accept")),
-            without_return_path=request.flag("allow_no_return_path", policy.without_return_path),
-            peer_tells=ends.connect.startswith(PAIR),
-        ),
-        replace(
-            config.waits,
-            **{name: checked("the request", f"deadlines.{name}", value) for name, value in deadlines.items()},
-        ),
-        request.peer,
-        ends.qmp,
-        request.flag("read_vmcb12", True),
-        uuid=domain,
-        pairing=pairing,
-    )
-    request.end()
-    return wanted
-
-
-def _facts(request: Request, configured: HostFacts, listen: Listening | None) -> HostFacts:
-    """The destination's, as far as they are known: where the other filter of a pair comes, it is this host."""
-    given = request.object("host")
-    facts = configured if given is None else HostFacts.from_json(json.dumps(given))
-    return gather().facts if isinstance(listen, PairAddress) and facts == HostFacts() else facts
