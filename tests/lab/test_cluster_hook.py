@@ -11,7 +11,7 @@ from tests.lab.cluster import Cluster, once_more
 from tests.lab.hooked import arrival_at, hooked
 from tests.lab.hosts import MID, NEW, OLD
 
-pytestmark = pytest.mark.lab
+pytestmark = pytest.mark.cluster
 
 ROUND_TRIP: Final = (MID, NEW, MID, OLD)
 KINDS: Final = (

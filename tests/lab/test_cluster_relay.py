@@ -17,7 +17,7 @@ from tests.lab.inhost.waiting import wait_until
 from tests.lab.passage import by_source, facts
 from tests.lab.svm2 import LOAD_SECONDS
 
-pytestmark = pytest.mark.lab
+pytestmark = pytest.mark.cluster
 
 ROUND_TRIP: Final = (MID, NEW, MID, OLD)
 #: Both L2s say something about as often: where one has so many times, the other has, or is dead.
