@@ -62,7 +62,9 @@ def check_withdrawn_at_end(data: bytes | bytearray, offset: int) -> None:
 
 def _reason(data: bytes | bytearray) -> str | None:
     """That of a withdrawal at the beginning of the data."""
+    if len(data) <= len(_HEAD) or not data.startswith(_HEAD):
+        return None
     name = bytes(data[6 : 6 + data[5]])
-    if data.startswith(_HEAD) and is_name(name) and name.startswith(_PREFIX.encode()):
+    if is_name(name) and name.startswith(_PREFIX.encode()):
         return name.decode().removeprefix(_PREFIX)
     return None

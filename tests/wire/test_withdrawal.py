@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from qmpfilter.errors import WithdrawnError
+from qmpfilter.errors import StreamError, WithdrawnError
 from qmpfilter.wire.withdrawal import withdrawal
 from tests.helpers import build
 from tests.helpers.parse import parse
@@ -38,3 +38,12 @@ def test_the_next_filter_reads_the_reason(before: bytes, chunks: int | None) -> 
     assert str(parsed.error).endswith("[npt]")
     # And withdraws it again, in the same words.
     assert withdrawal(str(parsed.error)) == withdrawal(LONG)
+
+
+@pytest.mark.parametrize("before", [SETUP, TAIL, UNKNOWN], ids=len)
+def test_one_that_is_cut_anywhere_is_only_damage(before: bytes) -> None:
+    section = withdrawal("no")
+    for length in range(len(section)):
+        parsed = parse(before + section[:length])
+        assert isinstance(parsed.error, StreamError)
+        assert not isinstance(parsed.error, WithdrawnError)
