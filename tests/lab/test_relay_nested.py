@@ -18,7 +18,7 @@ from tests.lab.scenarios import Migration
 
 pytestmark = pytest.mark.lab
 
-SECONDS = 400.0
+SECONDS = 900.0
 NO_NESTING = {"schema": "qmpfilter.host/1", "kvm": {"parameters": {"kvm_amd": {"nested": "0"}}}}
 
 

@@ -20,7 +20,7 @@ from .machine import Machine
 from .relay import RecordingRelay
 from .waiting import listens, wait_until
 
-SECONDS = 120.0
+SECONDS = 300.0
 TOUCHED = ("return-path", "events")
 """Capabilities that `qmpfilter migrate` turns on at the source itself."""
 
