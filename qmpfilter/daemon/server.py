@@ -133,6 +133,8 @@ class _Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._heed_end)
         loop.add_signal_handler(signal.SIGHUP, self._heed_reload)
+        # Before anything answers or is said to be ready: an address that is taken ends the daemon.
+        server = self._serve_metrics()
         if self._member is not None:
             self._member.start()
         self._roster.adopt()
@@ -144,7 +146,6 @@ class _Daemon:
             asyncio.create_task(one)
             for one in (self._notifier.feed_watchdog(), self._write_metrics(), self._watch_libvirt())
         ]
-        server = self._serve_metrics()
         try:
             await self._stopping.wait()
             self._notifier.say(STOPPING="1", STATUS=f"waits for {len(self._roster.sessions)} sessions to end")
