@@ -10,9 +10,11 @@ import click
 from qmpfilter.cli.libvirt_options import connect_option, virsh_options
 from qmpfilter.cli.migrate_domain import Request, migrate_domain
 from qmpfilter.cli.migrate_qmp import migrate_qmp
+from qmpfilter.cli.pair_options import pair_options
 from qmpfilter.cli.policy_options import Choices, policy_options
 from qmpfilter.libvirt.migration import Late, Pace
 from qmpfilter.libvirt.route import PORTS, RELAY_HOST
+from qmpfilter.relay.pair import Pairing
 
 __all__ = ["migrate"]
 
@@ -35,7 +37,7 @@ _PACE: Final = ("timeout", "timeout_suspend", "timeout_postcopy", "postcopy_afte
     "onward",
     metavar="URI",
     help="Where the relay finds the destination: tcp://HOST[:PORT] or unix:///PATH; by default DESTURI's host, and "
-    f"the relay's port, of {PORTS[0]} to {PORTS[-1]}.",
+    f"the relay's port, of {PORTS[0]} to {PORTS[-1]}. With pair: before it another filter is there.",
 )
 @virsh_options
 @click.option("--timeout", type=click.IntRange(min=1), metavar="SECONDS", help="Suspend a guest that takes longer.")
@@ -49,12 +51,14 @@ _PACE: Final = ("timeout", "timeout_suspend", "timeout_postcopy", "postcopy_afte
     show_default=True,
     help="Read VMCB12 from the stopped source's memory where the stream leaves something to be guessed.",
 )
+@pair_options
 @policy_options()
 def migrate(
     ends: tuple[str, ...],
     qmp: str | None,
     read_vmcb12: str,
     choices: Choices,
+    pairing: Pairing,
     **virsh: Any,
 ) -> int:
     """Migrate a guest through qmpfilter: with DOMAIN DESTURI a domain of libvirt; with --qmp SOCKET and TARGET, in
@@ -66,11 +70,12 @@ def migrate(
     domain's metadata ask for ('qmpfilter policy'). --dry-run, and VMCB12 where it is read, ask QEMU's monitor, of
     which libvirt keeps a note (a taint).
 
-    TARGET is where a destination waits: unix:PATH or tcp:HOST:PORT, or qmp:PATH, the QMP socket of a QEMU on this
-    host that was started with -incoming defer. It is given the source's capabilities, and asked in the end who runs
-    the guest. The source's migration capabilities events and return-path are turned on (with --allow-no-return-path
-    only events), and set back if the guest stays. Everything else is left as it is: what cannot be filtered is
-    refused before anything is changed. A QMP socket serves one client at a time.
+    TARGET is where a destination waits: unix:PATH or tcp:HOST:PORT, with pair: before it if another filter is there,
+    or qmp:PATH, the QMP socket of a QEMU on this host that was started with -incoming defer. It is given the
+    source's capabilities, and asked in the end who runs the guest. The source's migration capabilities events and
+    return-path are turned on (with --allow-no-return-path only events), and set back if the guest stays. Everything
+    else is left as it is: what cannot be filtered is refused before anything is changed. A QMP socket serves one
+    client at a time.
 
     The modes are those of 'qmpfilter relay'. A signal cancels the migration before the destination may start the
     guest, and changes nothing after that. --dry-run says what is known before there is a stream; the guest runs on.
@@ -84,7 +89,7 @@ def migrate(
         _check_unused(virsh)
         if len(ends) != 1:
             raise click.UsageError("--qmp SOCKET takes TARGET, and nothing else")
-        return migrate_qmp(qmp, ends[0], read_memory, choices)
+        return migrate_qmp(qmp, ends[0], read_memory, choices, pairing)
     if len(ends) != 2:
         raise click.UsageError("DOMAIN and DESTURI are needed, or --qmp SOCKET and TARGET")
     domain, desturi = ends
@@ -97,6 +102,7 @@ def migrate(
         dry_run=virsh.pop("dry_run"),
         pace=_pace(**{name: virsh.pop(name) for name in _PACE}),
         read_memory=read_memory,
+        pairing=pairing,
         given=virsh,
     )
     return migrate_domain(request, choices)

@@ -24,7 +24,8 @@ from qmpfilter.libvirt.options import Flag, wanted
 from qmpfilter.libvirt.outlook import REGISTERS, outlook, svm_use
 from qmpfilter.libvirt.route import Route, check_source_is_here, choose_route, parse_onward, without_questions
 from qmpfilter.qmp.whereabouts import Whereabouts
-from qmpfilter.relay.address import parse_address
+from qmpfilter.relay.address import PairAddress, parse_address
+from qmpfilter.relay.pair import Pairing, check_certificates
 from qmpfilter.relay.report import as_text
 from qmpfilter.relay.session import Outcome
 
@@ -47,6 +48,7 @@ class Request:
     :param given: options of virsh by their keys
     :param relay_at: where the relay listens, None for anywhere
     :param onward: where the destination is reached, None for where its libvirt is
+    :param pairing: how the filter there is met, if one is
     """
 
     domain: str
@@ -56,6 +58,7 @@ class Request:
     relay_at: str | None
     onward: str | None
     pace: Pace
+    pairing: Pairing
     read_memory: bool
     dry_run: bool
 
@@ -102,6 +105,7 @@ class _Command:
                 route, listener = await asyncio.to_thread(
                     choose_route, request.desturi, flags, parameters, relay_at, onward
                 )
+                check_certificates(None, route.onward, request.pairing)
                 if request.dry_run:
                     listener.close()
                     return await self._say_what_would_be(ends, domain, route, flags)
@@ -117,11 +121,12 @@ class _Command:
             route,
             listener,
             flags,
-            choices.policy,
+            replace(choices.policy, peer_tells=isinstance(route.onward, PairAddress)),
             choices.waits,
             pace=self._request.pace,
             is_off=KILL_SWITCH.exists,
             read_memory=self._request.read_memory,
+            pairing=self._request.pairing,
         )
         work = asyncio.create_task(migration.run())
         while not work.done():
@@ -129,7 +134,10 @@ class _Command:
             self._progress.update(migration.progress, _filtered(migration))
         outcome = work.result()
         choices.write_report(migration.report())
-        write_out(as_text(migration.relay, migration.gate) + _libvirts_as_text(ends, domain, migration))
+        write_out(
+            as_text(migration.relay, migration.gate, migration.pair.links)
+            + _libvirts_as_text(ends, domain, migration)
+        )
         return _judge(migration, outcome)
 
     @contextlib.asynccontextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from dataclasses import replace
 from typing import Final
 
 import click
@@ -18,7 +19,8 @@ from qmpfilter.qmp.endpoint import Endpoint
 from qmpfilter.qmp.migration import Migration
 from qmpfilter.qmp.source import Source
 from qmpfilter.qmp.whereabouts import Whereabouts
-from qmpfilter.relay.address import QMP, parse_address
+from qmpfilter.relay.address import QMP, PairAddress, parse_listening
+from qmpfilter.relay.pair import Pairing, check_certificates
 from qmpfilter.relay.report import as_text
 from qmpfilter.relay.session import Outcome
 
@@ -31,20 +33,23 @@ _ALARMS: Final = {
 }
 
 
-def migrate_qmp(qmp: str, target: str, read_memory: bool, choices: Choices) -> int:
+def migrate_qmp(qmp: str, target: str, read_memory: bool, choices: Choices, pairing: Pairing) -> int:
     """Carry it out; returns the exit status.
 
     :param qmp: the QMP socket of the source
-    :param target: an address, or ``qmp:`` and the QMP socket of the destination
+    :param target: an address, also with ``pair:`` before it, or ``qmp:`` and the QMP socket of the destination
     :raises QmpfilterError: nothing was begun
     """
+    onward = Destination(target.removeprefix(QMP)) if target.startswith(QMP) else parse_listening(target)
+    check_certificates(None, onward, pairing)
     migration = Migration(
         Source(qmp, leave_return_path=choices.policy.without_return_path),
-        Destination(target.removeprefix(QMP)) if target.startswith(QMP) else parse_address(target),
-        choices.policy,
+        onward,
+        replace(choices.policy, peer_tells=isinstance(onward, PairAddress)),
         choices.waits,
         is_off=KILL_SWITCH.exists,
         read_memory=read_memory,
+        pairing=pairing,
     )
     with MigrationProgress() as progress:
         try:
@@ -52,7 +57,7 @@ def migrate_qmp(qmp: str, target: str, read_memory: bool, choices: Choices) -> i
         except asyncio.CancelledError:
             raise click.Abort from None
     choices.write_report(migration.report())
-    write_out(as_text(migration.relay, migration.gate) + _both_as_text(migration))
+    write_out(as_text(migration.relay, migration.gate, migration.pair.links) + _both_as_text(migration))
     return _judge(migration, outcome)
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
-from pathlib import Path
 
 import click
 
 from qmpfilter.cli.interrupt import on_signal
 from qmpfilter.cli.output import write_out
+from qmpfilter.cli.pair_options import pair_options
 from qmpfilter.cli.policy_options import KILL_SWITCH, STATUS, Choices, policy_options
 from qmpfilter.doctor.gather import gather
 from qmpfilter.filter.gate import Gate
 from qmpfilter.relay.address import PairAddress, parse_destination, parse_listening
-from qmpfilter.relay.pair import Encryption, Pair, Pairing, check_certificates
+from qmpfilter.relay.pair import Pair, Pairing, check_certificates
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json, as_text
 from qmpfilter.relay.session import Phase
@@ -27,27 +27,12 @@ __all__ = ["relay"]
 @click.command()
 @click.argument("listen", metavar="LISTEN")
 @click.argument("connect", metavar="CONNECT")
-@click.option(
-    "--pair-encryption",
-    "encryption",
-    type=click.Choice([one.value for one in Encryption]),
-    default=Encryption.AUTO.value,
-    show_default=True,
-    help="TLS with the filter at a pair: address. 'auto' is with those on other hosts, 'always' with all of tcp:.",
-)
-@click.option(
-    "--pki",
-    type=click.Path(file_okay=False, path_type=Path),
-    metavar="DIR",
-    default=Pairing().pki,
-    show_default=True,
-    help="Certificates for TLS, in libvirt's layout.",
-)
+@pair_options
 @click.option(
     "--domain", metavar="UUID", default="", help="The guest: one that a pair: address knows as another is refused."
 )
 @policy_options()
-def relay(listen: str, connect: str, choices: Choices, encryption: str, pki: Path, domain: str) -> int:
+def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain: str) -> int:
     """Relay one migration: wait for a source at LISTEN, and pass it on to the destination at CONNECT.
 
     Both are addresses as QEMU writes them: tcp:HOST:PORT or unix:PATH. The source migrates to LISTEN, all its
@@ -73,7 +58,7 @@ def relay(listen: str, connect: str, choices: Choices, encryption: str, pki: Pat
     3 wrong usage or a problem of this host.
     """
     source, destination = parse_listening(listen), parse_destination(connect)
-    pairing = Pairing(Encryption(encryption), pki.absolute(), domain)
+    pairing = replace(pairing, domain=domain)
     check_certificates(source, destination, pairing)
     policy = choices.policy
     if isinstance(source, PairAddress) and policy.facts == HostFacts():

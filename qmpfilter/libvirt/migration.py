@@ -28,6 +28,7 @@ from qmpfilter.qmp.info import MigrationInfo
 from qmpfilter.qmp.migration import MEMORY_SECONDS, wait_in
 from qmpfilter.qmp.whereabouts import Whereabouts
 from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.pair import Pair, Pairing
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json
 from qmpfilter.relay.session import Outcome, Phase
@@ -83,8 +84,10 @@ class Migration:
     :param listener: at which the relay listens
     :param is_off: the kill switch, see :class:`~qmpfilter.filter.gate.Gate`
     :param read_memory: VMCB12 pages are read through libvirt where the stream leaves something to be guessed
+    :param pairing: how the filter before the destination is met, if one is there
     :ivar gate: what looks into the stream
     :ivar relay: what passes it on
+    :ivar pair: the other filter
     :ivar states: of the domain at the source and at the destination, as their libvirts told in the end
     :ivar error: what libvirt said, empty if the migration was fine to it
     :ivar problems: what could not be learnt or done besides
@@ -103,9 +106,11 @@ class Migration:
         pace: Pace | None = None,
         is_off: Callable[[], bool] = lambda: False,
         read_memory: bool = True,
+        pairing: Pairing = Pairing(),  # noqa: B008 - frozen
     ) -> None:
         self.gate = Gate(policy, is_off, self._read_memory if read_memory else None)
-        self.relay = Relay(route.onward.connect, self.gate, waits)
+        self.pair = Pair(pairing, waits, self.gate, is_off, lambda: domain.uuid)
+        self.relay = Relay(self.pair.onward(route.onward), self.gate, waits)
         self.states: tuple[State | None, State | None] = (None, None)
         self.error = ""
         self.problems: list[str] = []
@@ -173,7 +178,7 @@ class Migration:
             "domain": {"name": self._domain.name, "uuid": self._domain.uuid},
             "listen": str(self._route.listen),
             "connect": str(self._route.onward),
-            **as_json(self.relay, self.gate),
+            **as_json(self.relay, self.gate, self.pair.links),
             "libvirt": {
                 "source": {"uri": self._ends.source.uri, "state": source and source.name},
                 "destination": {"uri": self._ends.desturi, "state": destination and destination.name},

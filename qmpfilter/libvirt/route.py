@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import secrets
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from qmpfilter.errors import HostError
 from qmpfilter.libvirt.options import Flag
-from qmpfilter.relay.address import Address, TcpAddress, UnixAddress, parse_address
+from qmpfilter.relay.address import PAIR, Address, PairAddress, TcpAddress, UnixAddress, parse_address
 
 __all__ = [
     "PORTS",
@@ -45,12 +45,12 @@ class Route:
     """Where the stream goes.
 
     :param listen: where the relay is
-    :param onward: where the destination is
+    :param onward: where the destination is, or the filter before it
     :param parameters: what the operator asked for, and what tells libvirt so
     """
 
     listen: Address
-    onward: Address
+    onward: Address | PairAddress
     parameters: dict[str, Any]
 
 
@@ -61,12 +61,18 @@ def check_source_is_here(uri: str) -> None:
         raise HostError(f"{uri} is on another host, and the relay has to be beside the source: run qmpfilter there")
 
 
-def parse_onward(text: str) -> Address:
+def parse_onward(text: str) -> Address | PairAddress:
     """``tcp://HOST[:PORT]`` or ``unix:///PATH``, as virsh takes them, or an address as QEMU writes it; port 0 where
-    it is left open.
+    it is left open. With ``pair:`` before it another filter is there.
 
     :raises HostError: it is none, or of a transport that cannot be relayed
     """
+    if text.startswith(PAIR):
+        return PairAddress(_parse_end(text.removeprefix(PAIR)))
+    return _parse_end(text)
+
+
+def _parse_end(text: str) -> Address:
     if "://" not in text:
         return parse_address(text)
     parts = _split(text)
@@ -86,7 +92,11 @@ def without_questions(uri: str) -> str:
 
 
 def choose_route(
-    desturi: str, flags: Flag, wanted: dict[str, Any], listen: Address | None, onward: Address | None
+    desturi: str,
+    flags: Flag,
+    wanted: dict[str, Any],
+    listen: Address | None,
+    onward: Address | PairAddress | None,
 ) -> tuple[Route, socket.socket]:
     """The way, and the socket at which the relay listens.
 
@@ -95,6 +105,12 @@ def choose_route(
     :param onward: where the destination is to be reached, None for where its libvirt is
     :raises HostError: it cannot be listened there, or the two do not fit together
     """
+    if isinstance(onward, PairAddress):
+        # QEMU leaves its port at the host's own addresses to the filter there.
+        at_loopback = {"listen_address": _HERE, **wanted}
+        route, listener = choose_route(desturi, flags, at_loopback, listen, onward.inner)
+        assert not isinstance(route.onward, PairAddress)
+        return replace(route, onward=PairAddress(route.onward)), listener
     if isinstance(listen, UnixAddress) or isinstance(onward, UnixAddress):
         return _over_unix(wanted, listen, onward)
     host = onward.host if onward else _split(desturi).hostname or _HERE

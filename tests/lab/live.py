@@ -72,12 +72,17 @@ def machine(
 
 
 class RelayProcess:
-    """`qmpfilter relay` between two sockets of a directory. Use as a context manager."""
+    """`qmpfilter relay` between two sockets of a directory. Use as a context manager.
 
-    def __init__(self, directory: Path, *options: str, listen: str = "relay", connect: str = "incoming") -> None:
+    :param kind: of the address where it listens
+    """
+
+    def __init__(
+        self, directory: Path, *options: str, listen: str = "relay", connect: str = "incoming", kind: str = "unix"
+    ) -> None:
         self._report = directory / f"{listen}.report"
         self.address = directory / listen
-        argv = [sys.executable, "-m", "qmpfilter", "relay", f"unix:{self.address}", f"unix:{directory / connect}"]
+        argv = [sys.executable, "-m", "qmpfilter", "relay", f"{kind}:{self.address}", f"unix:{directory / connect}"]
         self._errors = (directory / f"{listen}.stderr").open("wb+")
         self.process = subprocess.Popen(
             [*argv, "--report", str(self._report), *options],

@@ -13,6 +13,8 @@ import pytest
 from qmpfilter.cli.main import EXIT_HOST
 from qmpfilter.cli.policy_options import EXIT_STAYED
 from tests.lab.hosts import MID, OLD
+from tests.lab.inhost.relaying import listens
+from tests.lab.inhost.waiting import wait_until
 from tests.lab.session import SECONDS, SessionDaemon, guest_of, provide_package, shared_directory
 
 pytestmark = pytest.mark.lab
@@ -71,6 +73,22 @@ def test_a_guest_moves(pair: Pair, options: tuple[str, ...], channels: list[str]
         told = report["libvirt"]
         assert (told["source"]["state"], told["destination"]["state"], told["error"]) == ("absent", "running", "")
         assert told["job"]["downtime"] >= 0
+
+
+@pytest.mark.usefixtures("guest")
+def test_a_guest_moves_through_another_filter(pair: Pair) -> None:
+    old, mid = pair
+    there = ("tcp:127.0.0.3:49301", "tcp:127.0.0.1:49301", "--report", "/shared/mid/report")
+    with mid.running_qmpfilter("relay", f"pair:{there[0]}", *there[1:]) as other:
+        wait_until(lambda: listens("127.0.0.3", 49301), SECONDS, "the other filter to listen", 0.1)
+        options = ("--relay-at", "tcp:127.0.0.2:49301", "--migrateuri", f"pair:{there[0]}")
+        status, _, errors = migrate(old, mid.uri, "--live", *options)
+        assert status == 0, errors
+        other.process.communicate(timeout=SECONDS)
+    assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
+    here, told = report_of(old), report_of(mid)
+    assert (here["outcome"], here["guest_at"], told["outcome"]) == ("completed", "destination", "completed")
+    assert (list(here["pair"]), list(told["pair"])) == (["destination"], ["source"])
 
 
 @pytest.mark.usefixtures("guest")

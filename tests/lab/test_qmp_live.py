@@ -21,7 +21,7 @@ from qmpfilter.qmp.source import Source
 from tests.helpers.daemon import DaemonProcess
 from tests.lab.inhost.machine import Machine
 from tests.lab.inhost.waiting import wait_until
-from tests.lab.live import machine, qemu_in, runs
+from tests.lab.live import RelayProcess, machine, qemu_in, runs
 from tests.lab.qmp_proxy import QmpProxy
 
 pytestmark = pytest.mark.lab
@@ -151,6 +151,19 @@ def test_migrate(over_qmp: bool, pair: Pair) -> None:
     else:
         assert destination is None
     assert source["problems"] == []
+
+
+def test_to_another_filter(pair: Pair) -> None:
+    pair.destination.qmp.command("migrate-incoming", uri=f"unix:{pair.directory / 'incoming'}")
+    with RelayProcess(pair.directory, kind="pair:unix") as other:
+        exit_status, out, errors = pair.migrate(f"pair:unix:{other.address}")
+        assert (exit_status, out.splitlines()[0]) == (0, "completed: the destination runs the guest"), errors
+        pair.check_that_the_destination_goes_on()
+        told = other.report()
+        assert told["outcome"] == "completed"
+        links = pair.report["pair"], told["pair"]
+        assert [list(link) for link in links] == [["destination"], ["source"]]
+        assert pair.report["bytes"]["forward"] == told["bytes"]["forward"]
 
 
 def test_a_veto_and_then_again(pair: Pair) -> None:

@@ -19,7 +19,7 @@ from qmpfilter.libvirt.route import (
     parse_onward,
     without_questions,
 )
-from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
+from qmpfilter.relay.address import Address, PairAddress, TcpAddress, UnixAddress
 
 ELSEWHERE = "192.0.2.9"
 
@@ -29,7 +29,7 @@ def chosen(
     flags: Flag = Flag.LIVE,
     wanted: dict[str, Any] | None = None,
     listen: Address | None = None,
-    onward: Address | None = None,
+    onward: Address | PairAddress | None = None,
 ) -> route.Route:
     way, listener = choose_route(desturi, flags, wanted or {}, listen, onward)
     listener.close()
@@ -65,6 +65,15 @@ def test_what_the_operator_says_holds() -> None:
     assert isinstance(way.listen, TcpAddress)
     assert str(way.onward) == f"tcp:[2001:db8::9]:{way.listen.port}"
     assert way.parameters["migrate_uri"] == f"tcp://[::1]:{way.listen.port}"
+
+
+@pytest.mark.parametrize(("wanted", "listen"), [({}, "127.0.0.1"), ({"listen_address": "127.0.0.3"}, "127.0.0.3")])
+def test_where_another_filter_is_the_destinations_qemu_waits_behind_it(wanted: dict[str, Any], listen: str) -> None:
+    way = chosen(f"qemu://{ELSEWHERE}/system", wanted=wanted, onward=PairAddress(TcpAddress(ELSEWHERE, 0)))
+    assert isinstance(way.listen, TcpAddress)
+    port = way.listen.port
+    assert str(way.onward) == f"pair:tcp:{ELSEWHERE}:{port}"
+    assert way.parameters == {"migrate_uri": f"tcp://127.0.0.2:{port}", "listen_address": listen}
 
 
 @pytest.mark.parametrize(
@@ -104,9 +113,11 @@ def test_over_unix_sockets(tmp_path: Path) -> None:
         ("tcp:b:5", TcpAddress("b", 5)),
         ("unix:///a/b", UnixAddress("/a/b")),
         ("unix:/a/b", UnixAddress("/a/b")),
+        ("pair:tcp://b:5", PairAddress(TcpAddress("b", 5))),
+        ("pair:unix:/a/b", PairAddress(UnixAddress("/a/b"))),
     ],
 )
-def test_where_the_destination_is(text: str, address: Address) -> None:
+def test_where_the_destination_is(text: str, address: Address | PairAddress) -> None:
     assert parse_onward(text) == address
 
 
