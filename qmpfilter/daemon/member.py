@@ -46,6 +46,7 @@ _WATCH_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = 1.0
 _HANGS_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 600.0
+_SUM_SECONDS: Final = 60.0
 _BEATS: Final = 3
 """Signs of life for each lease."""
 _END_SECONDS: Final = 10.0
@@ -95,7 +96,7 @@ class Member:
         self._record: HostRecord | None = None
         self._seen: Seen | None = None
         self._cursors: dict[str, str | None] = {}
-        self._beat_at = self._look_at = -math.inf
+        self._beat_at = self._look_at = self._sum_at = -math.inf
 
     # --- from the daemon's thread --------------------------------------------------------------
 
@@ -379,9 +380,12 @@ class Member:
                 counts = replace(counts, damaged=(*counts.damaged, shared))
             return None if rollout is None else pause_failing(rollout, counts, by, failed)
 
-        paused = self._board.change(pausing)
-        if paused is not None:
-            _log.error("cluster: rollout: %s", paused.history[-1].what)
+        # Whoever counts a failure looks at once; at every success it would be much reading for nothing.
+        if failed or time.monotonic() >= self._sum_at:
+            paused = self._board.change(pausing)
+            if paused is not None:
+                _log.error("cluster: rollout: %s", paused.history[-1].what)
+            self._sum_at = time.monotonic() + _SUM_SECONDS
         self._tally_said, self._tally_held = tally, held
 
     def _recall_tally(self) -> None:

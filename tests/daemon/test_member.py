@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from qmpfilter.cluster.counts import Counts
+from qmpfilter.cluster.board import Board
+from qmpfilter.cluster.counts import Counts, Sum, Tally
+from qmpfilter.cluster.directory import DirectoryStore
 from qmpfilter.cluster.rollout import State, Thresholds
 from qmpfilter.daemon.config import Cluster
 from qmpfilter.daemon.member import Member
@@ -24,6 +26,16 @@ SECONDS = 30.0
 RING = "canary"
 
 
+class Counting(Board):
+    """Tells how often all tallies were read."""
+
+    sums = 0
+
+    def counts(self) -> Sum:
+        self.sums += 1
+        return super().counts()
+
+
 class Hosts:
     """Starts members."""
 
@@ -33,14 +45,15 @@ class Hosts:
         self._stack = stack
         (directory / "facts.json").write_text(json.dumps(facts(*ANNEX).to_json()))
 
-    def start(self, name: str, place: str) -> Member:
+    def start(self, name: str, place: str) -> tuple[Member, Counting]:
         """One that calls itself so, and keeps what it has at a place of its own."""
         settings = Cluster(store="dir:", name=name, ring=RING, facts=self._directory / "facts.json", lease=3.0)
+        board = Counting(DirectoryStore(self._directory / "store", SECONDS))
         own = self._directory / place
-        member = Member(settings, a_board(self._directory / "store"), own, KillSwitch(own / "off"))
+        member = Member(settings, board, own, KillSwitch(own / "off"))
         self._stack.enter_context(closing(member))
         member.start()
-        return member
+        return member, board
 
     def counts(self) -> Counts:
         return self.board.counts().whole.get(RING, {}).get(Mode.ANNEX, Counts())
@@ -67,11 +80,11 @@ def report(session: str, outcome: str = "completed") -> dict[str, Any]:
 
 
 def test_two_of_one_name_are_ailing_and_lose_no_count(hosts: Hosts, tmp_path: Path) -> None:
-    one = hosts.start("a", "one")
+    one, _ = hosts.start("a", "one")
     one.count(report("1"), "b")
     until(lambda: hosts.counts().migrations == 1, "the first count")
     with ExitStack() as stack:
-        two = Hosts(tmp_path, stack).start("a", "two")
+        two, _ = Hosts(tmp_path, stack).start("a", "two")
         two.count(report("2"), "b")
         until(lambda: all("is named a, too" in one.as_json()["ailing"] for one in (one, two)), "both to say so")
         until(lambda: "is named a, too" in hosts.ailing(), "the cluster to be told")
@@ -79,7 +92,7 @@ def test_two_of_one_name_are_ailing_and_lose_no_count(hosts: Hosts, tmp_path: Pa
         # What the one said may have been written over before the two saw each other.
         hosts.board.say_tally("a", tally(RING, Mode.ANNEX, migrations=7))
         until((tmp_path / "two/tally.json").exists, "the second to keep what it counted")
-    two = hosts.start("b", "two")
+    two, _ = hosts.start("b", "two")
     until(lambda: hosts.counts().migrations == 3, "the counts of both")
     until(lambda: not one.as_json()["ailing"], "the first to recover")
     until(lambda: not hosts.ailing() and set(hosts.board.hosts().good) == {"a", "b"}, "both to be listed")
@@ -87,7 +100,7 @@ def test_two_of_one_name_are_ailing_and_lose_no_count(hosts: Hosts, tmp_path: Pa
 
 def test_two_of_one_name_pause_a_ring_all_the_same(hosts: Hosts) -> None:
     hosts.board.change(lambda *_: rollout({RING: Mode.ANNEX}, thresholds=Thresholds(0, most_failures=5)))
-    members = [hosts.start("a", place) for place in ("one", "two")]
+    members = [hosts.start("a", place)[0] for place in ("one", "two")]
     until(lambda: all(one.as_json()["ailing"] for one in members), "both to say so")
     members[1].count(report("1", "failed"), "b")
     until(lambda: ring_state(hosts) is State.PAUSED, "the ring to be paused")
@@ -98,3 +111,22 @@ def ring_state(hosts: Hosts) -> State:
     whole = hosts.board.rollout()
     assert whole is not None
     return whole.ring(RING).state
+
+
+def test_only_failures_have_all_tallies_read_at_once(hosts: Hosts) -> None:
+    hosts.board.change(lambda *_: rollout({RING: Mode.ANNEX}, thresholds=Thresholds(0, most_failures=1)))
+    member, board = hosts.start("a", "one")
+
+    def said(**counts: int) -> Callable[[], bool]:
+        return lambda: hosts.counts() == Counts(**counts)
+
+    until(lambda: hosts.board.tally("a") == Tally() and board.sums == 1, "the first look")
+    for session in (1, 2, 3):
+        member.count(report(str(session)), "b")
+        until(said(migrations=session), "the count")
+    for session in (1, 2):
+        assert ring_state(hosts) is State.RUNNING
+        member.count(report(f"failed {session}", "failed"), "b")
+        until(said(migrations=3, failed=session), "the count")
+    until(lambda: ring_state(hosts) is State.PAUSED, "the ring to be paused")
+    assert board.sums == 3
