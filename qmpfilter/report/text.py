@@ -39,6 +39,7 @@ def report_text(report: Told, title: str, width: int) -> str:
         ("verdict", _verdict(report)),
         ("as the QEMUs saw it", _ends(report)),
         ("warnings", _warnings(report)),
+        ("svm2 records, as files", (one.text() for one in report.each("records"))),
     ):
         inner = list(block)
         if inner:
