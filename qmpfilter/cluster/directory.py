@@ -33,7 +33,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from qmpfilter.cluster.store import LARGEST_DATA, Entry, Lease, Sight, checked_data, checked_key
+from qmpfilter.cluster.store import LARGEST_DATA, Entry, Lease, NumberedLease, Sight, checked_data, checked_key
 from qmpfilter.errors import ChangedError, HostError, StoreAwayError
 from qmpfilter.flock import locked_within
 
@@ -99,7 +99,7 @@ class DirectoryStore:
         with self._locked() as (place, lock):
             identity = "-"
             if lease is not None:
-                assert isinstance(lease, _DirectoryLease)
+                assert isinstance(lease, NumberedLease)
                 identity = lease.identity
                 if not _Leases(place).alive(identity):
                     raise ChangedError(f"{key}: the lease ran out before that; a new one is needed.")
@@ -118,7 +118,7 @@ class DirectoryStore:
         with self._locked() as (place, lock):
             _sweep(place, lock)
             _replace(place, f"{_LEASES}/{identity}", b"%d\n" % whole)
-        return _DirectoryLease(self, identity, whole)
+        return NumberedLease(self, identity, whole)
 
     def watch(self, prefix: str, since: str | None, seconds: float) -> Sight:
         late = time.monotonic() + seconds
@@ -186,19 +186,6 @@ class DirectoryStore:
                 yield place, lock
             finally:
                 os.close(lock)
-
-
-class _DirectoryLease:
-    def __init__(self, store: DirectoryStore, identity: str, seconds: float) -> None:
-        self._store = store
-        self.identity = identity
-        self.seconds = seconds
-
-    def keep_alive(self) -> bool:
-        return self._store.renew(self.identity)
-
-    def end(self) -> None:
-        self._store.end(self.identity)
 
 
 class _Leases:
