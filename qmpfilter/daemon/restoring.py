@@ -18,6 +18,7 @@ from qmpfilter.errors import DeadlineError, HostError, PolicyError, RefusedError
 from qmpfilter.filter.carrier import Carrier
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Mode, Policy
+from qmpfilter.libvirt.daemons import libvirt_processes
 from qmpfilter.saveimage.header import MAGIC
 from qmpfilter.saveimage.source import Source, open_source
 
@@ -25,7 +26,6 @@ __all__ = ["check_image"]
 
 _log: Final = logging.getLogger(__name__)
 
-_LIBVIRTS: Final = ("libvirtd", "virtqemud")
 _BUFFER: Final = 1 << 20
 # A hook has ten seconds, and the domain's memory passes before what is looked for.
 _SECONDS: Final = 7.0
@@ -93,10 +93,8 @@ def _read(source: Source, gate: Gate, name: str, late: float) -> None:
 
 def _open_images(proc: Path) -> Iterator[Path]:
     """Save images that a libvirt has open."""
-    for process in proc.iterdir():
+    for process in libvirt_processes(proc):
         try:
-            if not process.name.isdigit() or process.joinpath("comm").read_text().strip() not in _LIBVIRTS:
-                continue
             descriptors = list(process.joinpath("fd").iterdir())
         except OSError:
             # It has ended.
