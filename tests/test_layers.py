@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 #: From the bottom up; a layer imports from lower lines only, neighbours on a line not from each other.
 LAYERS = (
-    ("errors", "printable"),
+    ("errors", "flock", "printable"),
     ("layout", "audit"),
     ("wire",),
     ("saveimage", "svm", "kvm"),

@@ -8,16 +8,15 @@ and the chain goes on in a new one. Removing the oldest files leaves the rest ve
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from qmpfilter.audit.chain import Fault, Link, Verifier, sealed
 from qmpfilter.errors import DeadlineError, HostError
+from qmpfilter.flock import locked_within
 
 __all__ = ["MOST", "AuditLog", "Entry"]
 
@@ -28,7 +27,6 @@ _NEWEST: Final = "audit.jsonl"
 _OLDER: Final = re.compile(r"audit-(\d+)\.jsonl")
 # A record of a guest with a thousand vCPUs is far less.
 _LONGEST: Final = 1 << 20
-_AGAIN_SECONDS: Final = 0.002
 
 
 class Entry(NamedTuple):
@@ -137,19 +135,10 @@ class AuditLog:
 
     @contextlib.contextmanager
     def _locked(self, seconds: float) -> Iterator[None]:
-        late = time.monotonic() + seconds
         lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= late:
-                        raise DeadlineError(
-                            f"{self.directory}: somebody writes for longer than {seconds:g} s"
-                        ) from None
-                    time.sleep(_AGAIN_SECONDS)
+            if not locked_within(lock, seconds):
+                raise DeadlineError(f"{self.directory}: somebody writes for longer than {seconds:g} s")
             yield
         finally:
             os.close(lock)

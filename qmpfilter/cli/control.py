@@ -19,13 +19,13 @@ from qmpfilter.filter.policy import Enforcement, Mode
 from qmpfilter.relay.address import PAIR, QMP
 from qmpfilter.verdict.facts import HostFacts
 
-__all__ = ["off", "on", "reload", "sessions", "show", "start", "status", "stop"]
+__all__ = ["asking", "off", "on", "reload", "sessions", "show", "start", "status", "stop"]
 
 _EXIT_MISSING: Final = 4
 _LOOK_SECONDS: Final = 0.2
 
 
-def _asking(command: Callable[..., int | None]) -> Callable[..., int | None]:
+def asking(command: Callable[..., int | None]) -> Callable[..., int | None]:
     """The options of every command that asks a daemon."""
     command = click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")(command)
     return click.option(
@@ -39,7 +39,7 @@ def _asking(command: Callable[..., int | None]) -> Callable[..., int | None]:
 
 
 @click.command()
-@_asking
+@asking
 def status(path: Path, as_json: bool) -> None:
     """Say how the daemon is.
 
@@ -70,11 +70,12 @@ def _of_cluster(told: Mapping[str, Any] | None) -> list[str]:
     lines = [f"cluster {told['store']}: {told['name']} in ring {told['ring']}{stage}; {told['hosts']} hosts listed"]
     lines += [f"the store does not answer, heard {told['age']} s ago: {told['away']}"] if told["away"] else []
     lines += [f"nothing is edited: {told['stale']}"] if told["stale"] else []
+    lines += [f"this host is not healthy: {told['ailing']}"] if told["ailing"] else []
     return lines + ([told["off"]] if told["off"] else [])
 
 
 @click.command()
-@_asking
+@asking
 @click.option("--limit", type=click.IntRange(0), default=20, show_default=True, help="So many ended ones.")
 def sessions(path: Path, as_json: bool, limit: int) -> None:
     """List the migrations that run, and those that ended last.
@@ -98,7 +99,7 @@ def sessions(path: Path, as_json: bool, limit: int) -> None:
 
 @click.command()
 @click.argument("session", metavar="ID")
-@_asking
+@asking
 def show(session: str, path: Path, as_json: bool) -> None:
     """Tell all about the migration ID: its report, or how far it is.
 
@@ -137,7 +138,7 @@ def show(session: str, path: Path, as_json: bool) -> None:
     show_default=True,
     help="Over QMP, read VMCB12 from the stopped source's memory where the stream leaves something to be guessed.",
 )
-@_asking
+@asking
 def start(
     listen: str,
     connect: str,
@@ -173,7 +174,7 @@ def start(
 
 @click.command()
 @click.argument("session", metavar="ID")
-@_asking
+@asking
 def stop(session: str, path: Path, as_json: bool) -> None:
     """Ask the migration ID to end: before the commit point the guest stays at the source, after it nothing changes.
 
@@ -187,7 +188,7 @@ def stop(session: str, path: Path, as_json: bool) -> None:
 
 
 @click.command()
-@_asking
+@asking
 def reload(path: Path, as_json: bool) -> None:
     """Have the daemon read its configuration again. One that is wrong changes nothing.
 
@@ -204,7 +205,7 @@ _for_all = click.option("--all", "everywhere", is_flag=True, help="At every host
 
 
 @click.command()
-@_asking
+@asking
 @_for_all
 @configured
 @click.option(
@@ -227,7 +228,7 @@ def off(path: Path, as_json: bool, everywhere: bool, config: Path | None, wait: 
 
 
 @click.command()
-@_asking
+@asking
 @_for_all
 @configured
 @click.option(

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 import click
 
+from qmpfilter.cli.control import asking
 from qmpfilter.cli.output import print_json, table, write_out
 from qmpfilter.daemon.client import ask
-from qmpfilter.daemon.config import Config
 from qmpfilter.errors import DeadlineError, HostError
 from qmpfilter.filter.policy import Mode
 
@@ -28,15 +28,7 @@ _VIRSH_SECONDS: Final = 10.0
 @click.option(
     "--domain-mode", type=click.Choice([one.value for one in Mode]), help="As if the domain's policy named this one."
 )
-@click.option(
-    "--socket",
-    "path",
-    type=click.Path(path_type=Path),
-    default=Config().socket,
-    show_default=True,
-    help="Where the daemon answers.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the daemon's answer as JSON.")
+@asking
 def explain(domain: str, destination: str, path: Path, as_json: bool, **modes: str | None) -> None:
     """Say how a migration of DOMAIN from this host to DESTHOST would be treated, and how that comes about.
 

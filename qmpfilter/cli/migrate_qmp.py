@@ -95,7 +95,7 @@ def _as_lines(name: str, end: Endpoint) -> list[str]:
     if info.completed and info.total_time:
         migration += f" in {info.total_time} ms, guest stopped for {info.downtime} ms"
     guest = "gone" if end.gone else end.guest or "not known"
-    first = f"{name}, QEMU {end.version}: migration {migration}; guest {guest}"
+    first = f"{name}, QEMU {end.version or 'of a version not known'}: migration {migration}; guest {guest}"
     return [first, *(f"{name}: {problem}" for problem in end.problems)]
 
 

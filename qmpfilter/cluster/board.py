@@ -8,6 +8,7 @@ control/rollout     :class:`~qmpfilter.cluster.rollout.Rollout`
 control/off         :class:`~qmpfilter.cluster.rollout.Switch`, while everything passes as it is
 hosts/NAME          :class:`~qmpfilter.cluster.host.HostRecord`, for as long as the host's lease
 seen/NAME           :class:`~qmpfilter.cluster.host.Seen`, for as long as the host's lease
+names/NAME          which run of a daemon has that name, for as long as the host's lease
 tallies/NAME        :class:`~qmpfilter.cluster.counts.Tally`, for ever
 =================== ====================================================================================
 """
@@ -36,6 +37,7 @@ HOSTS: Final = "hosts"
 _ROLLOUT: Final = f"{CONTROL}/rollout"
 _OFF: Final = f"{CONTROL}/off"
 _SEEN: Final = "seen"
+_NAMES: Final = "names"
 _TALLIES: Final = "tallies"
 # Everybody who changes the rollout at once is one try; somebody always gets through.
 _TRIES: Final = 100
@@ -150,6 +152,15 @@ class Board:
     def say_seen(self, name: str, seen: Seen, lease: Lease) -> None:
         """A host's own."""
         self.store.put_always(f"{_SEEN}/{name}", seen.to_json(), lease)
+
+    def signature(self, name: str) -> str:
+        """Whose that name is; empty if nobody's."""
+        entry = self.store.get(f"{_NAMES}/{name}")
+        return "" if entry is None else entry.data.decode(errors="replace")
+
+    def sign(self, name: str, signature: str, lease: Lease) -> None:
+        """A host's own."""
+        self.store.put_always(f"{_NAMES}/{name}", signature.encode(), lease)
 
     # --- counts --------------------------------------------------------------------------------
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import math
 import os
@@ -34,15 +33,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from qmpfilter.cluster.store import LARGEST_DATA, Entry, Lease, Sight, checked_data, checked_key
+from qmpfilter.cluster.store import LARGEST_DATA, Entry, Lease, NumberedLease, Sight, checked_data, checked_key
 from qmpfilter.errors import ChangedError, HostError, StoreAwayError
+from qmpfilter.flock import locked_within
 
 __all__ = ["DirectoryStore"]
 
 _POLL_SECONDS: Final = 1.0
 # Leases that ran out and files that were changed by hand count nothing.
 _LOOK_SECONDS: Final = 5.0
-_AGAIN_SECONDS: Final = 0.005
 
 _STORE: Final = "store"
 _ENTRIES: Final = "entries"
@@ -100,7 +99,7 @@ class DirectoryStore:
         with self._locked() as (place, lock):
             identity = "-"
             if lease is not None:
-                assert isinstance(lease, _DirectoryLease)
+                assert isinstance(lease, NumberedLease)
                 identity = lease.identity
                 if not _Leases(place).alive(identity):
                     raise ChangedError(f"{key}: the lease ran out before that; a new one is needed.")
@@ -119,7 +118,7 @@ class DirectoryStore:
         with self._locked() as (place, lock):
             _sweep(place, lock)
             _replace(place, f"{_LEASES}/{identity}", b"%d\n" % whole)
-        return _DirectoryLease(self, identity, whole)
+        return NumberedLease(self, identity, whole)
 
     def watch(self, prefix: str, since: str | None, seconds: float) -> Sight:
         late = time.monotonic() + seconds
@@ -174,39 +173,19 @@ class DirectoryStore:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[tuple[int, int]]:
         """The directory, and its counter, which nobody else writes."""
-        late = time.monotonic() + self._seconds
         with self._reached() as place:
             lock = os.open(_STORE, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place)
             try:
-                while True:
-                    try:
-                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        break
-                    except BlockingIOError:
-                        if time.monotonic() >= late:
-                            raise StoreAwayError(
-                                f"{self._directory}: somebody has been writing for longer than {self._seconds:g} s."
-                            ) from None
-                        time.sleep(_AGAIN_SECONDS)
+                if not locked_within(lock, self._seconds):
+                    raise StoreAwayError(
+                        f"{self._directory}: somebody has been writing for longer than {self._seconds:g} s."
+                    )
                 for name in (_ENTRIES, _LEASES):
                     with contextlib.suppress(FileExistsError):
                         os.mkdir(name, 0o700, dir_fd=place)
                 yield place, lock
             finally:
                 os.close(lock)
-
-
-class _DirectoryLease:
-    def __init__(self, store: DirectoryStore, identity: str, seconds: float) -> None:
-        self._store = store
-        self.identity = identity
-        self.seconds = seconds
-
-    def keep_alive(self) -> bool:
-        return self._store.renew(self.identity)
-
-    def end(self) -> None:
-        self._store.end(self.identity)
 
 
 class _Leases:

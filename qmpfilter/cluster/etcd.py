@@ -27,7 +27,7 @@ from etcd3gw.exceptions import ConnectionFailedError, ConnectionTimeoutError, Et
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
 from qmpfilter.cluster.address import Access, Endpoint
-from qmpfilter.cluster.store import Entry, Lease, Sight, checked_data, checked_key
+from qmpfilter.cluster.store import Entry, Lease, NumberedLease, Sight, checked_data, checked_key
 from qmpfilter.errors import ChangedError, HostError, StoreAwayError
 
 __all__ = ["EtcdStore"]
@@ -96,7 +96,7 @@ class EtcdStore:
     def put_always(self, key: str, data: bytes, lease: Lease | None = None) -> Entry:
         body: dict[str, object] = {"key": self._encoded(key), "value": _base64(checked_data(key, data))}
         if lease is not None:
-            assert isinstance(lease, _EtcdLease)
+            assert isinstance(lease, NumberedLease)
             body["lease"] = lease.identity
         try:
             return Entry(key, data, self._revision(self._asked("kv/put", body, again=True)))
@@ -114,7 +114,7 @@ class EtcdStore:
     def lease(self, seconds: float) -> Lease:
         answer = self._ask("lease/grant", {"TTL": math.ceil(seconds)})
         with self._understood():
-            return _EtcdLease(self, str(int(answer["ID"])), int(answer["TTL"]))
+            return NumberedLease(self, str(int(answer["ID"])), int(answer["TTL"]))
 
     def watch(self, prefix: str, since: str | None, seconds: float) -> Sight:
         late = time.monotonic() + seconds
@@ -259,19 +259,6 @@ class EtcdStore:
 
     def _away(self, refused: _Refused) -> NoReturn:
         raise StoreAwayError(f"The etcd server refuses: {refused}.") from refused
-
-
-class _EtcdLease:
-    def __init__(self, store: EtcdStore, identity: str, seconds: float) -> None:
-        self._store = store
-        self.identity = identity
-        self.seconds = seconds
-
-    def keep_alive(self) -> bool:
-        return self._store.renew(self.identity)
-
-    def end(self) -> None:
-        self._store.end(self.identity)
 
 
 def _base64(data: bytes) -> str:

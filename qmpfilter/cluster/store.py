@@ -12,7 +12,17 @@ from typing import Final, NamedTuple, Protocol
 
 from qmpfilter.errors import HostError
 
-__all__ = ["LARGEST_DATA", "LONGEST_KEY", "Entry", "Lease", "Sight", "Store", "checked_data", "checked_key"]
+__all__ = [
+    "LARGEST_DATA",
+    "LONGEST_KEY",
+    "Entry",
+    "Lease",
+    "NumberedLease",
+    "Sight",
+    "Store",
+    "checked_data",
+    "checked_key",
+]
 
 LONGEST_KEY: Final = 200
 """Characters of a key; a directory keeps an entry in one file, named by its key."""
@@ -63,6 +73,30 @@ class Lease(Protocol):
 
         :raises StoreAwayError: the store cannot be reached; they vanish when the lease runs out
         """
+
+
+class _Leases(Protocol):
+    def renew(self, identity: str) -> bool: ...
+
+    def end(self, identity: str) -> None: ...
+
+
+class NumberedLease:
+    """A :class:`Lease` that its store knows by a number.
+
+    :param store: renews and ends it
+    """
+
+    def __init__(self, store: _Leases, identity: str, seconds: float) -> None:
+        self._store = store
+        self.identity = identity
+        self.seconds = seconds
+
+    def keep_alive(self) -> bool:
+        return self._store.renew(self.identity)
+
+    def end(self) -> None:
+        self._store.end(self.identity)
 
 
 class Store(Protocol):

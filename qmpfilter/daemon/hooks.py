@@ -201,11 +201,8 @@ class Hooks:
         # With the kill switch on, nobody is refused for what they asked for.
         asked = {} if self._is_off else domain.attributes(NAMESPACE) or {}
         own = DomainPolicy.from_attributes(asked)
-        # Native svm2 is for a peer; this host's QEMU takes the annex.
-        if own.mode is Mode.NATIVE:
-            own = replace(own, mode=Mode.ANNEX)
         policy = self._roster.config.policy
-        mode = Mode.ANNEX if policy.mode is Mode.NATIVE else policy.mode
-        wanted = own.applied(replace(policy, mode=mode, facts=facts))
-        allowed = self._allowed(domain.uuid, own.mode)
-        return wanted if allowed is None else replace(wanted, mode=Mode.ANNEX if allowed is Mode.NATIVE else allowed)
+        mode = self._allowed(domain.uuid, own.mode) or own.mode or policy.mode
+        # Native svm2 is for a peer; this host's QEMU takes the annex.
+        mode = Mode.ANNEX if mode is Mode.NATIVE else mode
+        return own.applied(replace(policy, mode=mode, facts=facts), given=["mode"])

@@ -28,6 +28,7 @@ from qmpfilter.cluster.rollout import Rollout
 from qmpfilter.cluster.store import Lease
 from qmpfilter.daemon.config import Cluster
 from qmpfilter.daemon.known import Known, KnownFile
+from qmpfilter.daemon.ownname import OwnName
 from qmpfilter.daemon.switch import KillSwitch
 from qmpfilter.doctor.checks import Level, examine
 from qmpfilter.doctor.gather import gather
@@ -45,6 +46,7 @@ _WATCH_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = 1.0
 _HANGS_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 600.0
+_SUM_SECONDS: Final = 60.0
 _BEATS: Final = 3
 """Signs of life for each lease."""
 _END_SECONDS: Final = 10.0
@@ -74,6 +76,7 @@ class Member:
         self._heard = time.monotonic() - age
         self._tally, self._tally_is_whole = self._kept_tally()
         self._tally_said: Tally | None = None
+        self._tally_held = False
         self._rings: dict[str, str] = {}
         self._lock = threading.Lock()
         self._ending = threading.Event()
@@ -87,10 +90,13 @@ class Member:
         self._remembered_known = self.known
         self._fallen = False
         self._lease: Lease | None = None
+        self._own = OwnName(board, settings.name, settings.lease)
+        self._shared = ""
+        self._found: HostRecord | None = None
         self._record: HostRecord | None = None
         self._seen: Seen | None = None
         self._cursors: dict[str, str | None] = {}
-        self._beat_at = self._look_at = -math.inf
+        self._beat_at = self._look_at = self._sum_at = -math.inf
 
     # --- from the daemon's thread --------------------------------------------------------------
 
@@ -184,6 +190,7 @@ class Member:
             "stale": self._stale(),
             "age": None if math.isinf(self.age) else round(self.age, 1),
             "hosts": len(known.hosts),
+            "ailing": "" if self._record is None else self._record.ailing,
             "off": _off(known, False),
         }
 
@@ -294,16 +301,17 @@ class Member:
             self._cursors[HOSTS] = sight.cursor
 
     def _look(self) -> None:
-        """What this host is, now and then."""
-        if time.monotonic() < self._look_at:
-            return
-        record = _look(self._settings)
+        """What this host is: looked for now and then."""
+        if self._found is None or time.monotonic() >= self._look_at:
+            self._found = _look(self._settings)
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+        ailing = "; ".join(filter(None, (self._own.shared, self._found.ailing)))
+        record = replace(self._found, ailing=ailing)
         if self._record is None or replace(record, when=self._record.when) != self._record:
             self._record = record
             self._beat_at = -math.inf
             if record.ailing:
                 _log.warning("cluster: this host is not healthy, so nothing is edited here: %s", record.ailing)
-        self._look_at = time.monotonic() + _LOOK_SECONDS
 
     def _beat(self) -> None:
         """A sign of life, and the record with it whenever the lease is new or the record changed."""
@@ -314,12 +322,25 @@ class Member:
         if self._lease is None:
             self._lease = self._board.store.lease(self._settings.lease)
             self._seen = None
-        if self.known.hosts.get(self._settings.name) != self._record or self._seen is None:
-            try:
+        try:
+            self._own.look(self._lease)
+            self._say_shared()
+            if self.known.hosts.get(self._settings.name) != self._record or self._seen is None:
                 self._board.publish(self._record, self._lease)
-            except ChangedError:
-                self._lease = None
-                raise
+        except ChangedError:
+            self._lease = None
+            raise
+
+    def _say_shared(self) -> None:
+        if self._own.shared:
+            # What the other wrote over it goes with the other's lease.
+            self._seen = None
+        if bool(self._own.shared) != bool(self._shared):
+            if self._own.shared:
+                _log.error("cluster: %s; what is counted here is kept here until then", self._own.shared)
+            else:
+                _log.info("cluster: no other host is named %s any more", self._settings.name)
+        self._shared = self._own.shared
 
     def _say_seen(self) -> None:
         known = self.known
@@ -333,27 +354,43 @@ class Member:
             self._seen = seen
 
     def _say_tally(self) -> None:
-        """Publish what was counted, and pause what failed too often. Not done until both are."""
+        """Publish what was counted, and pause what failed too often. Not done until both are.
+
+        What two hosts of one name count has one place: each keeps its own until it has the place for itself.
+        """
+        shared, held = self._own.shared, self._own.doubted
+        if held and not shared:
+            return
         if not self._tally_is_whole:
             self._recall_tally()
         tally = self._tally
-        if tally is self._tally_said:
+        # The other may have written over what was said before.
+        self._tally_held |= held
+        if tally is self._tally_said and (held or not self._tally_held):
             return
-        self._board.say_tally(self._settings.name, tally)
+        if not held:
+            self._board.say_tally(self._settings.name, tally)
         by = signed(f"host {self._settings.name}")
-        failed = worse(Tally().totals if self._tally_said is None else self._tally_said.totals, tally.totals)
+        # What failed before this daemon was started is no news that pauses anything where the sum cannot be told.
+        before = self._tally_said or (tally if held else Tally())
+        failed = worse(before.totals, tally.totals)
 
         def pausing(rollout: Rollout | None, counts: Sum) -> Rollout | None:
+            if held:
+                counts = replace(counts, damaged=(*counts.damaged, shared))
             return None if rollout is None else pause_failing(rollout, counts, by, failed)
 
-        paused = self._board.change(pausing)
-        if paused is not None:
-            _log.error("cluster: rollout: %s", paused.history[-1].what)
-        self._tally_said = tally
+        # Whoever counts a failure looks at once; at every success it would be much reading for nothing.
+        if failed or time.monotonic() >= self._sum_at:
+            paused = self._board.change(pausing)
+            if paused is not None:
+                _log.error("cluster: rollout: %s", paused.history[-1].what)
+            self._sum_at = time.monotonic() + _SUM_SECONDS
+        self._tally_said, self._tally_held = tally, held
 
     def _recall_tally(self) -> None:
-        """This host has lost what it counted; the store has it, as far as it was told."""
-        stored = self._board.tally(self._settings.name)
+        """This host has lost what it counted; the store has it, as far as it was told, or it has another's."""
+        stored = None if self._own.shared else self._board.tally(self._settings.name)
         with self._lock:
             if stored is not None:
                 self._tally = Tally(summed([stored.totals, self._tally.totals]), self._tally.sessions)

@@ -18,6 +18,7 @@ from qmpfilter.errors import DeadlineError, HostError, PolicyError, RefusedError
 from qmpfilter.filter.carrier import Carrier
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Mode, Policy
+from qmpfilter.libvirt.daemons import libvirt_processes
 from qmpfilter.saveimage.header import MAGIC
 from qmpfilter.saveimage.source import Source, open_source
 
@@ -25,7 +26,6 @@ __all__ = ["check_image"]
 
 _log: Final = logging.getLogger(__name__)
 
-_LIBVIRTS: Final = ("libvirtd", "virtqemud")
 _BUFFER: Final = 1 << 20
 # A hook has ten seconds, and the domain's memory passes before what is looked for.
 _SECONDS: Final = 7.0
@@ -39,21 +39,35 @@ def check_image(uuid: str, policy: Policy, proc: Path = Path("/proc")) -> None:
     :raises HostError: it could not be looked at: libvirt has it not open, or it takes too long
     """
     late = time.monotonic() + _SECONDS
+    unread: HostError | None = None
     for path in _open_images(proc):
-        # Another process's descriptor is no name that a person can use.
-        name = os.readlink(path)
+        if (name := _target(path)) is None:
+            continue
         try:
-            with open_source(str(path)) as source:
-                if source.domain is None or str(source.domain.uuid) != uuid:
-                    continue
+            opened = open_source(str(path))
+        except (StreamError, HostError) as error:
+            # Whose it is cannot be told: the one that is sought may still come.
+            if _target(path) == name:
+                unread = _unreadable(name, error)
+            continue
+        with opened as source:
+            if source.domain is None or str(source.domain.uuid) != uuid:
+                continue
+            try:
                 _read(source, Gate(replace(policy, mode=Mode.ANNEX, without_return_path=True)), name, late)
-        except RefusedError as error:
-            raise PolicyError(f"{name}: {error}") from error
-        except StreamError as error:
-            raise HostError(f"{name} cannot be read, and libvirt may say why: {error}") from error
+            except RefusedError as error:
+                raise PolicyError(f"{name}: {error}") from error
+            except StreamError as error:
+                raise _unreadable(name, error) from error
         _log.info("domain %s: nothing speaks against restoring %s", uuid, name)
         return
-    raise HostError("the image to be restored was not found open in a libvirt of this host, and is not checked")
+    raise unread or HostError(
+        "the image to be restored was not found open in a libvirt of this host, and is not checked"
+    )
+
+
+def _unreadable(name: str, error: Exception) -> HostError:
+    return HostError(f"{name} cannot be read, and libvirt may say why: {error}")
 
 
 def _read(source: Source, gate: Gate, name: str, late: float) -> None:
@@ -79,15 +93,21 @@ def _read(source: Source, gate: Gate, name: str, late: float) -> None:
 
 def _open_images(proc: Path) -> Iterator[Path]:
     """Save images that a libvirt has open."""
-    for process in proc.iterdir():
+    for process in libvirt_processes(proc):
         try:
-            if not process.name.isdigit() or process.joinpath("comm").read_text().strip() not in _LIBVIRTS:
-                continue
             descriptors = list(process.joinpath("fd").iterdir())
         except OSError:
             # It has ended.
             continue
         yield from filter(_is_image, descriptors)
+
+
+def _target(path: Path) -> str | None:
+    """The file that a descriptor is of, which is a name that a person can use; None if it was closed since."""
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
 
 
 def _is_image(path: Path) -> bool:

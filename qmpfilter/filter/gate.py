@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 from qmpfilter.errors import BugError, HostError, PolicyError, QmpfilterError, StreamError
 from qmpfilter.filter.carrier import Carrier
 from qmpfilter.filter.policy import Enforcement, Mode, Policy, objections
-from qmpfilter.filter.rewriter import Rewriter, VcpuReport
-from qmpfilter.filter.vcpu import decide
+from qmpfilter.filter.rewriter import AtHand, Rewriter, VcpuReport
+from qmpfilter.filter.vcpu import Decision
 from qmpfilter.svm.legacy import FORMAT_SVM
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.verdict.facts import HostFacts
@@ -120,7 +120,7 @@ class Gate:
         self._blind = policy.mode is Mode.OFF
         self._asked = False
         self._memory = memory
-        self._deferred: list[Event] = []
+        self._deferred: list[tuple[Event, AtHand | None]] = []
         self._package: list[bytes | memoryview] | None = None
         self._told = 0
         self._given = 0
@@ -273,21 +273,25 @@ class Gate:
                 self.switched_off = self._is_off()
                 if self.switched_off:
                     self._as_is, self._rewriter = True, None
-            if told is not None and not self.switched_off:
-                self._judge(told)
+            at_hand = None
+            if vcpu is not None and told is not None:
+                decision = self._early(vcpu, told)
+                at_hand = AtHand(told, decision)
+                if not self.switched_off:
+                    self._judge(told if decision is None else _arriving(told, decision))
             if self._deferred or (told is not None and self._needs_memory(told)):
-                self._deferred.append(event)
+                self._deferred.append((event, at_hand))
                 if not isinstance(event, _LAST):
                     continue
                 self._read_memory()
                 deferred, self._deferred = self._deferred, []
                 for late in deferred:
-                    yield from self._pass(late)
+                    yield from self._pass(*late)
             else:
-                yield from self._pass(event, told)
+                yield from self._pass(event, at_hand)
 
-    def _pass(self, event: Event, told: CpuSection | None = None) -> Iterator[Piece]:
-        pieces = self._edited(event, told)
+    def _pass(self, event: Event, at_hand: AtHand | None = None) -> Iterator[Piece]:
+        pieces = self._edited(event, at_hand)
         if self._as_is:
             pieces = self._unedited(event)
         commit = isinstance(event, _LAST) or (self._as_is and isinstance(event, SectionsEnd))
@@ -320,8 +324,8 @@ class Gate:
         )
 
     def _read_memory(self) -> None:
-        vcpus = filter(None, map(_section_of_vcpu, self._deferred))
-        places = sorted({place for vcpu in vcpus if (place := _vmcb_pa(CpuSection.of(vcpu))) is not None})
+        vcpus = [at_hand.told for _, at_hand in self._deferred if at_hand is not None]
+        places = sorted({place for told in vcpus if (place := _vmcb_pa(told)) is not None})
         if self._memory is None or self._rewriter is None:
             raise BugError("guest memory was to be read, and nobody to read it or to use it")
         try:
@@ -342,12 +346,12 @@ class Gate:
                 digest.update(part)
             parts.clear()
 
-    def _edited(self, event: Event, told: CpuSection | None) -> Sequence[bytes | memoryview]:
+    def _edited(self, event: Event, at_hand: AtHand | None) -> Sequence[bytes | memoryview]:
         """What the rewriter makes of an event. When only observing, what it refuses is told and no more."""
         if self._rewriter is None:
             return ()
         try:
-            pieces = self._rewriter.take(event, told)
+            pieces = self._rewriter.take(event, at_hand)
         except StreamError as error:
             if not self._as_is:
                 raise
@@ -385,7 +389,7 @@ class Gate:
         """:raises PolicyError: this vCPU is a reason to stop"""
         if self._policy.enforcement is Enforcement.OFF:
             return
-        verdict = judge_section(self._arriving(section), self._policy.facts)
+        verdict = judge_section(section, self._policy.facts)
         self.judged.append(Judged(section.index, verdict))
         self.missing.update(fact for reason in verdict.reasons for fact in reason.missing)
         against = list(objections(verdict, self._policy))
@@ -397,16 +401,21 @@ class Gate:
             raise PolicyError(text)
         self.warnings.append(text)
 
-    def _arriving(self, section: CpuSection) -> CpuSection:
-        """The section as the destination's QEMU gets it, where it came with native svm2 and goes without."""
-        target = self._policy.mode.target
-        if self._as_is or target is Carrier.NATIVE or cpu.NESTED_STATE_SVM2.name not in section.subsections:
-            return section
-        edit = decide(section, target).edit
-        if edit is None:
-            return section
-        kept = {name: own for name, own in section.subsections.items() if name != cpu.NESTED_STATE_SVM2.name}
-        return CpuSection(section.index, edit.block, kept | dict(edit.payloads), edit.means.legacy, vmx=False)
+    def _early(self, vcpu: DeviceSection, told: CpuSection) -> Decision | None:
+        """What becomes of a vCPU, where the verdict has to know: it came with native svm2 and goes without."""
+        if self._as_is or self._rewriter is None or self._policy.enforcement is Enforcement.OFF:
+            return None
+        native = cpu.NESTED_STATE_SVM2.name in told.subsections
+        return self._rewriter.decide(vcpu, told) if native and self._rewriter.target is not Carrier.NATIVE else None
+
+
+def _arriving(section: CpuSection, decision: Decision) -> CpuSection:
+    """The section as the destination's QEMU gets it instead of native svm2."""
+    edit = decision.edit
+    if edit is None:
+        return section
+    kept = {name: own for name, own in section.subsections.items() if name != cpu.NESTED_STATE_SVM2.name}
+    return CpuSection(section.index, edit.block, kept | dict(edit.payloads), edit.means.legacy, vmx=False)
 
 
 def _section_of_vcpu(event: Event) -> DeviceSection | None:

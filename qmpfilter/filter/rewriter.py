@@ -21,13 +21,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from qmpfilter.errors import BugError, LimitError, RecordError, RefusedError, UnsupportedError
 from qmpfilter.filter.carrier import Carrier
 from qmpfilter.filter.description import described
 from qmpfilter.filter.edit import edited
-from qmpfilter.filter.vcpu import Outcome, decide
+from qmpfilter.filter.vcpu import Decision, Outcome, decide
 from qmpfilter.svm.findings import Finding
 from qmpfilter.svm.provenance import FieldFinding
 from qmpfilter.svm.section import CpuSection
@@ -44,7 +44,7 @@ from qmpfilter.wire.events import (
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER, Command, SectionType
 from qmpfilter.wire.sections import without_raw
 
-__all__ = ["Rewriter", "State", "VcpuReport"]
+__all__ = ["AtHand", "Rewriter", "State", "VcpuReport"]
 
 _MAX_PACKAGE: Final = 0xFFFF_FFFF
 
@@ -67,6 +67,17 @@ _NEXT: Final[Mapping[State, tuple[State, ...]]] = {
     State.POSTCOPY: (State.DONE,),
     State.DONE: (),
 }
+
+
+class AtHand(NamedTuple):
+    """What was worked out of a vCPU's section already.
+
+    :param told: the section
+    :param decision: what becomes of it, where that was asked
+    """
+
+    told: CpuSection
+    decision: Decision | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +135,10 @@ class Rewriter:
         """How many sections were edited so far."""
         return self._edits
 
-    def take(self, event: Event, told: CpuSection | None = None) -> Sequence[bytes | memoryview]:
+    def take(self, event: Event, at_hand: AtHand | None = None) -> Sequence[bytes | memoryview]:
         """Take the next event. An error is final: every later call raises it again.
 
-        :param told: the event as a vCPU's section, where it is at hand
+        :param at_hand: of a vCPU's section
         :returns: the bytes that may go now, in order; a view is valid as long as the event's `raw` is
         :raises RefusedError: nested state that no conversion touches; the text names the vCPU
         :raises RecordError: a damaged svm2 record; the text names the vCPU
@@ -138,10 +149,23 @@ class Rewriter:
         if self._error is not None:
             raise self._error
         try:
-            return self._take(event, told)
+            return self._take(event, at_hand)
         except Exception as error:
             self._error = error
             raise
+
+    def decide(self, section: DeviceSection, told: CpuSection) -> Decision:
+        """What becomes of a vCPU's section.
+
+        :raises RefusedError: nested state that no conversion touches; the text names the vCPU
+        :raises RecordError: a damaged svm2 record; the text names the vCPU
+        """
+        try:
+            return decide(told, self.target, self.memory)
+        except RefusedError as error:
+            raise RefusedError(_place(section), _of_vcpu(section, error), error.reasons) from error
+        except RecordError as error:
+            raise RecordError(_place(section), _of_vcpu(section, error), error.found) from error
 
     def finish(self) -> None:
         """The parser has told all events of a whole stream.
@@ -156,7 +180,7 @@ class Rewriter:
             raise BugError(f"rewriter: {self._state.name} -> {state.name}")
         self._state = state
 
-    def _take(self, event: Event, told: CpuSection | None) -> Sequence[bytes | memoryview]:
+    def _take(self, event: Event, at_hand: AtHand | None) -> Sequence[bytes | memoryview]:
         match event:
             case CommandReceived(command=Command.PACKAGED):
                 self._move(State.PACKAGE)
@@ -174,7 +198,7 @@ class Rewriter:
                 return self._description(event)
         if self._state in (State.HELD, State.DONE):
             raise BugError(f"{type(event).__name__} while the rewriter is in {self._state.name}")
-        raw = self._section(event, told) if isinstance(event, DeviceSection) else event.raw
+        raw = self._section(event, at_hand) if isinstance(event, DeviceSection) else event.raw
         if self._state is State.PACKAGE:
             self._held.append(bytes(raw))
             return ()
@@ -195,19 +219,16 @@ class Rewriter:
         text = described(event.vmdesc, self._edited, event.offset + head)
         return *self._held, event.raw[:1], BE32.pack(len(text)), text
 
-    def _section(self, section: DeviceSection, told: CpuSection | None) -> bytes:
+    def _section(self, section: DeviceSection, at_hand: AtHand | None) -> bytes:
         """The bytes of a section, edited if it is a vCPU's and needs it."""
         if section.idstr != cpu.IDSTR:
             return section.raw
         if section.version_id != cpu.VERSION:
             expected = f"version {cpu.VERSION} of section {section.idstr!r} {section.instance_id}"
             raise UnsupportedError(section.offset, expected, f"version {section.version_id}")
-        try:
-            decision = decide(told or CpuSection.of(section), self.target, self.memory)
-        except RefusedError as error:
-            raise RefusedError(_place(section), _of_vcpu(section, error), error.reasons) from error
-        except RecordError as error:
-            raise RecordError(_place(section), _of_vcpu(section, error), error.found) from error
+        told, decision = at_hand or AtHand(CpuSection.of(section))
+        if decision is None:
+            decision = self.decide(section, told)
         result = None if decision.edit is None else edited(section, decision.edit)
         self.vcpus.append(
             VcpuReport(

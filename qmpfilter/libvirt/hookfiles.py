@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from qmpfilter.errors import HostError
+from qmpfilter.libvirt.daemons import libvirt_processes
 from qmpfilter.saveimage.outfile import OutputFile
 
 __all__ = ["HOOKS", "HookPlace", "Installed", "reload_libvirt", "shipped_hook"]
@@ -36,7 +37,6 @@ _LEFTOVERS: Final = (
     ".bak", ".orig", ".old", ".save", ".swp", "~",
 )  # fmt: skip
 _MARK: Final = b"tells qmpfilter's daemon what is about to happen"
-_LIBVIRTS: Final = ("libvirtd", "virtqemud")
 _SHIPPED: Final = "share/qmpfilter/hooks/qemu"
 
 
@@ -158,13 +158,9 @@ def reload_libvirt(proc: Path = Path("/proc"), uids: Sequence[int] | None = None
     """
     wanted = {0, os.geteuid()} if uids is None else set(uids)
     told = []
-    for process in proc.iterdir():
+    for process in libvirt_processes(proc):
         with contextlib.suppress(OSError):
-            if (
-                process.name.isdigit()
-                and process.joinpath("comm").read_text().strip() in _LIBVIRTS
-                and process.stat().st_uid in wanted
-            ):
+            if process.stat().st_uid in wanted:
                 os.kill(int(process.name), signal.SIGHUP)
                 told.append(int(process.name))
     return told

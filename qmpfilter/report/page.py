@@ -329,6 +329,7 @@ def _rest(report: Told) -> Html:
         ("uuid", report.text("source", "uuid")),
         ("SHA-256 of the devices' state, as it came", report.text("tail_sha256", "before")),
         ("as it went", report.text("tail_sha256", "after")),
+        *(("svm2 record, as a file", one.text()) for one in report.each("records")),
     ]
     return _section("More", table(("", ""), [(name, element("code", value)) for name, value in rows if value]))
 

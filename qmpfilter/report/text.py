@@ -39,6 +39,7 @@ def report_text(report: Told, title: str, width: int) -> str:
         ("verdict", _verdict(report)),
         ("as the QEMUs saw it", _ends(report)),
         ("warnings", _warnings(report)),
+        ("svm2 records, as files", (one.text() for one in report.each("records"))),
     ):
         inner = list(block)
         if inner:
@@ -150,7 +151,8 @@ def _ends(report: Told) -> Iterator[str]:
         migration = told.text("migration", "status") or "not begun"
         error = told.text("migration", "error")
         guest = "gone" if told.text("gone") == "yes" else told.text("guest") or "not known"
-        yield f"{end}, QEMU {told.text('qemu')}: migration {migration}{f' ({error})' if error else ''}; guest {guest}"
+        qemu = told.text("qemu") or "of a version not known"
+        yield f"{end}, QEMU {qemu}: migration {migration}{f' ({error})' if error else ''}; guest {guest}"
         yield from (f"{end}: {problem.text()}" for problem in told.each("problems"))
     if where := report.text("guest_at"):
         yield f"who has the guest: {where}"

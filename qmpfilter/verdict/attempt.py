@@ -126,6 +126,12 @@ class Attempt:
         return "L2's" if self.sent.hf_guest else "L1's"
 
     @property
+    def whose_qemu(self) -> str:
+        """The destination's QEMU, in words."""
+        version = self.facts.qemu_version
+        return "the destination's QEMU" if version is None else f"QEMU {version}"
+
+    @property
     def nests(self) -> Ternary:
         """The host's KVM offers nested virtualization."""
         size = self.facts.nested_state_size

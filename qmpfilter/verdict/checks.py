@@ -131,8 +131,7 @@ _AT_LOAD: Final = (
          "target/i386/kvm/kvm.c:kvm_arch_init_vcpu; migration/vmstate.c:vmstate_load_state"),
     Rule("subsection-unknown", _LOAD, "cpu",
          _unknown_subsection,
-         "The section has a subsection that QEMU {a.facts.qemu_version} does not know, and loading ends with "
-         "an error.",
+         "The section has a subsection that {a.whose_qemu} does not know, and loading ends with an error.",
          "migration/vmstate.c:vmstate_subsection_load"),
     Rule("size-header", _LOAD, "nested_state.size",
          lambda a: a.sent.nested is not None and a.state.size < SIZE_L1,

@@ -66,6 +66,10 @@ def test_all_of_them(
     assert shown.startswith(f"session: {name}\n")
     assert "outcome: failed\nreason: the operator stopped it\n" in shown
     assert json.loads(Said(capsys, "show", name, *socket, "--json").out)["outcome"] == "failed"
+    # What a guest that arrives has besides.
+    path = daemon.state / f"sessions/{name}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"records": ["/r/vcpu0.svm2", "/r/vcpu1.svm2"]}))
+    assert "\nrecords: /r/vcpu0.svm2, /r/vcpu1.svm2\n" in Said(capsys, "show", name, *socket).out
     (ended,) = json.loads(Said(capsys, "sessions", *socket, "--json").out)["ended"]
     assert (ended["session"], ended["outcome"]) == (name, "failed")
     assert "the operator stopped it" in Said(capsys, "sessions", *socket).out

@@ -234,6 +234,18 @@ def test_a_failure_pauses_both_rings(cluster: Cluster, ends: Ends) -> None:
     cluster.c.until(lambda: cluster.explain(cluster.c, "a") == "annex", "host c to go on")
 
 
+def test_two_daemons_of_one_name_edit_nothing(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = cluster.c.config.read_text().removeprefix(cluster.c.base)
+    with DaemonProcess(tmp_path, config) as twin:
+        twin.until(lambda: "named c, too" in cluster.c.log() and "named c, too" in twin.log(), "both to say so")
+        cluster.a.until(lambda: cluster.explain(cluster.a, "c") == "observe", "host a to hear of it")
+        assert main(["status", "--socket", str(twin.socket)]) == 0
+        assert "this host is not healthy: another host of this cluster is named c, too" in capsys.readouterr().out
+    cluster.a.until(lambda: cluster.explain(cluster.a, "c") == "annex", "host c to be well again")
+
+
 def test_damage_in_the_store_edits_nothing_and_is_told(cluster: Cluster) -> None:
     store = cluster.board.store
     entry = store.get("control/rollout")

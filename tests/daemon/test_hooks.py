@@ -17,9 +17,11 @@ from qmpfilter.daemon.hooks import Hooks
 from qmpfilter.daemon.reports import Reports, new_name
 from qmpfilter.daemon.roster import Roster
 from qmpfilter.errors import HostError
+from qmpfilter.filter.policy import Mode, Policy
 from qmpfilter.libvirt import arrival
 from qmpfilter.libvirt.arrival import Arrival
 from qmpfilter.libvirt.domain import DomainXml
+from qmpfilter.verdict.facts import HostFacts
 
 XML = "<domain>\n  <name>g</name>\n  <uuid>0a7f</uuid>\n</domain>\n"
 NONSENSE = "<metadata><p:policy xmlns:p='urn:qmpfilter:policy:1' mode='fast'/></metadata>\n</domain>"
@@ -79,6 +81,29 @@ def test_xml_that_makes_no_sense(
 ) -> None:
     roster.config = replace(roster.config, ingress=Ingress(required=required))
     assert ask(roster, operation, xml, domain).keys() == answer
+
+
+@pytest.mark.parametrize(
+    ("configured", "asked", "allowed", "mode"),
+    [
+        ("native", None, None, "annex"),
+        ("annex", "native", None, "annex"),
+        ("observe", "native", None, "annex"),
+        ("observe", "legacy", "native", "annex"),
+        ("native", "native", "observe", "observe"),
+        ("annex", "observe", None, "observe"),
+        ("legacy", None, None, "legacy"),
+        ("annex", "annex", "off", "off"),
+    ],
+)
+def test_this_hosts_qemu_never_gets_native_svm2(
+    roster: Roster, configured: str, asked: str | None, allowed: str | None, mode: str
+) -> None:
+    roster.config = replace(roster.config, policy=Policy(mode=Mode(configured), peer_tells=True))
+    wanted = f"<metadata><p:policy xmlns:p='urn:qmpfilter:policy:1' mode='{asked}'/></metadata>\n</domain>"
+    domain = DomainXml(XML if asked is None else XML.replace("</domain>", wanted))
+    hooks = Hooks(roster, lambda *_: None if allowed is None else Mode(allowed))
+    assert hooks._policy(domain, HostFacts()).mode is Mode(mode)
 
 
 @pytest.mark.parametrize("operation", ["started begin", "stopped end", "release end"])

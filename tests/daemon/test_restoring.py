@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qmpfilter.cli.main import main
+from qmpfilter.daemon import restoring
 from qmpfilter.daemon.restoring import check_image
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import Policy
@@ -26,12 +27,13 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def proc(directory: Path, image: Path, comm: str = "libvirtd") -> Path:
+def proc(directory: Path, *images: Path, comm: str = "libvirtd") -> Path:
     process = directory / "proc/42"
     (process / "fd").mkdir(parents=True)
     (process / "comm").write_text(f"{comm}\n")
     (process / "fd/0").symlink_to("/dev/null")
-    (process / "fd/9").symlink_to(image)
+    for number, image in enumerate(images, 9):
+        (process / f"fd/{number}").symlink_to(image)
     return process.parent
 
 
@@ -60,10 +62,52 @@ def test_native_state_is_refused_with_what_to_do(tmp_path: Path, image: Path) ->
 @pytest.mark.parametrize(("comm", "uuid"), [("cat", None), ("virtqemud", "another")])
 def test_one_that_is_not_found_is_said(tmp_path: Path, image: Path, comm: str, uuid: str | None) -> None:
     with pytest.raises(HostError, match="was not found open"):
-        check_image(uuid or uuid_of(image), Policy(), proc(tmp_path, image, comm))
+        check_image(uuid or uuid_of(image), Policy(), proc(tmp_path, image, comm=comm))
 
 
 def test_a_damaged_one_is_left_to_libvirt(tmp_path: Path, image: Path) -> None:
     image.write_bytes(image.read_bytes()[:-1000])
     with pytest.raises(HostError, match="cannot be read"):
         check_image(uuid_of(image), Policy(), proc(tmp_path, image))
+
+
+def both_orders(monkeypatch: pytest.MonkeyPatch, turned: bool) -> None:
+    """A directory is listed in whatever order."""
+    listed = restoring._open_images
+    monkeypatch.setattr(restoring, "_open_images", lambda proc: iter(sorted(listed(proc), reverse=turned)))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("call", ["_target", "open_source"])
+def test_a_descriptor_that_closes_meanwhile_is_passed_over(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, call: str, turned: bool
+) -> None:
+    both_orders(monkeypatch, turned)
+    uuid, other = uuid_of(image), tmp_path / "other.save"
+    other.write_bytes(image.read_bytes())
+    libvirts = proc(tmp_path, other, image)
+    real = getattr(restoring, call)
+
+    def closing(path: str | Path) -> object:
+        Path(libvirts / "42/fd/9").unlink(missing_ok=True)
+        return real(path)
+
+    monkeypatch.setattr(restoring, call, closing)
+    check_image(uuid, Policy(), libvirts)
+    (libvirts / "42/fd/10").unlink()
+    with pytest.raises(HostError, match="was not found open"):
+        check_image(uuid, Policy(), libvirts)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_damage_in_the_head_of_another_hides_none(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, turned: bool
+) -> None:
+    both_orders(monkeypatch, turned)
+    uuid, other = uuid_of(image), tmp_path / "other.save"
+    other.write_bytes(image.read_bytes()[:200])
+    libvirts = proc(tmp_path, other, image)
+    check_image(uuid, Policy(), libvirts)
+    (libvirts / "42/fd/10").unlink()
+    with pytest.raises(HostError, match=r"other\.save cannot be read"):
+        check_image(uuid, Policy(), libvirts)

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from random import Random
@@ -12,11 +13,14 @@ from random import Random
 import pytest
 
 from qmpfilter.errors import DeadlineError, PolicyError, QmpfilterError, RefusedError, StreamError, WithdrawnError
+from qmpfilter.filter import rewriter as rewriter_module
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
+from qmpfilter.filter.vcpu import decide
 from qmpfilter.svm import annex
 from qmpfilter.svm.annex import ANNEX_OFFSET, MAGIC
 from qmpfilter.svm.provenance import Confidence
+from qmpfilter.svm.section import CpuSection
 from qmpfilter.svm.svm2 import Validity
 from qmpfilter.svm.vmcb import CONTROL, SAVE
 from qmpfilter.verdict.facts import HostFacts
@@ -249,6 +253,33 @@ def test_native_only_for_who_announced_it() -> None:
     with pytest.raises(PolicyError, match="announce"):
         Policy(mode=Mode.NATIVE)
     Policy(mode=Mode.NATIVE, facts=HostFacts(formats=("legacy", "svm2")))
+
+
+@pytest.mark.parametrize("with_memory", [False, True])
+@pytest.mark.parametrize("native", [False, True])
+def test_a_vcpu_is_read_and_decided_once(monkeypatch: pytest.MonkeyPatch, native: bool, with_memory: bool) -> None:
+    fixture = next(fixture for fixture in STREAMS if fixture.name == "mid-mixed")
+    stream, pages = fixture.file("stream"), vmcb12s(fixture)
+    if native:
+        taking = replace(LENIENT, mode=Mode.NATIVE, facts=HostFacts(formats=("svm2",)))
+        stream, _ = passed(Gate(taking), stream)
+    did: Counter[str] = Counter()
+
+    def counted(what: str, how: Callable[..., object]) -> Callable[..., object]:
+        def call(*given: object) -> object:
+            did[what] += 1
+            return how(*given)
+
+        return call
+
+    monkeypatch.setattr(CpuSection, "of", counted("read", CpuSection.of))
+    monkeypatch.setattr(rewriter_module, "decide", counted("decided", decide))
+    gate = Gate(LENIENT, memory=(lambda places: {place: pages[place] for place in places}) if with_memory else None)
+    passed(gate, stream)
+    # Edits that change a length are divided and read again: both the section as it was and as it is.
+    again = 2 * gate.edits if native else 0
+    assert did == {"read": len(gate.vcpus) + again, "decided": len(gate.vcpus)}
+    assert len(gate.vcpus) > gate.edits > 0
 
 
 @pytest.mark.parametrize("name", ["mid-l2", "new-postcopy"])

@@ -132,13 +132,63 @@ def test_without_an_answer_the_settings_decide(
     assert "s3cret" not in done.stderr
 
 
-@pytest.mark.parametrize("settings", ["colour = red\n", "require_daemon = maybe\n", "deadline = soon\n", "socket\n",
-                                      "deadline = inf\n", "deadline = nan\n", "deadline = 0\n"])  # fmt: skip
-def test_settings_that_make_no_sense_are_said_and_stop_nothing(make: Callable[..., Fake], settings: str) -> None:
-    done = make(None, settings).run("g", "started", "begin", "-")
-    assert (done.returncode, done.stdout) == (0, "")
-    assert done.stderr.startswith("qmpfilter: the daemon does not answer (")
+MISTAKES = ("colour = red\n", "deadline = soon\n", "socket\n", "deadline = inf\n", "deadline = nan\n",
+            "deadline = 0\n", "\xe9 = 1\n")  # fmt: skip
+ASKING = ("require_daemon = yes\n", "require_daemon = yes  # since May\nrequire_daemon = no\n")
+# Whoever wrote these meant yes, or nobody can tell.
+MISSPELT = ("require_daemon = maybe\n", "require_daemon = Yes\n", 'require_daemon = "yes"\n', "require_daemon: yes\n",
+            "requires-daemon = true\n", "require_daemon\n")  # fmt: skip
+ALLOWING = (
+    "",
+    "require_daemon = no\n",
+    "# require_daemon = yes\n",
+    "require_daemon = False\n",
+    "require_daemon: no\n",
+)
+BROKEN_SETTINGS = (
+    *((mistake + ASKING[0], True) for mistake in MISTAKES),
+    *((asking + MISTAKES[0], True) for asking in ASKING),
+    *((misspelt, True) for misspelt in MISSPELT),
+    *((mistake + allowing, False) for mistake in MISTAKES[:2] for allowing in ALLOWING),
+)
+
+
+@pytest.mark.parametrize(("settings", "asks"), BROKEN_SETTINGS)
+def test_settings_that_make_no_sense_refuse_what_may_require_the_daemon(
+    make: Callable[..., Fake], settings: str, asks: bool
+) -> None:
+    done = make(says({}), settings).run("g", "migrate", "begin", "-")
+    assert (done.returncode, done.stdout) == (int(asks), "")
+    assert "hook.conf is not understood: " in done.stderr
     assert done.stderr.count("\n") == 1
+    assert ("stays where it is" in done.stderr, "passes unfiltered" in done.stderr) == (asks, not asks)
+
+
+OPERATIONS = {"migrate begin": 1, "restore begin": 1, "started begin": 0, "stopped end": 0, "release end": 0}
+
+
+@pytest.mark.parametrize("how", ["not understood", "unreadable"])
+@pytest.mark.parametrize(("operation", "status"), OPERATIONS.items())
+def test_a_mistake_refuses_what_arrives_and_keeps_no_guest_from_starting(
+    make: Callable[..., Fake], tmp_path: Path, how: str, operation: str, status: int
+) -> None:
+    fake = make(says({}), "require_daemon = yes\ncolour = red\n")
+    if how == "unreadable":
+        path = tmp_path / ".config/qmpfilter/hook.conf"
+        path.unlink()
+        path.mkdir()
+    done = fake.run("g", *operation.split(), "-")
+    assert (done.returncode, done.stdout, fake.asked) == (status, "", {})
+    wanted = "cannot be read: Is a directory" if how == "unreadable" else "is not understood: colour = red"
+    assert wanted in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_comment_in_whatever_encoding_is_a_comment(make: Callable[..., Fake], tmp_path: Path) -> None:
+    fake = make(says({"veto": "no"}))
+    with (tmp_path / ".config/qmpfilter/hook.conf").open("ab") as file:
+        file.write(b"# f\xfcr alle\n")
+    assert fake.run("g", "migrate", "begin", "-").stderr == "qmpfilter: no\n"
 
 
 def test_the_example_has_the_settings_that_there_are(make: Callable[..., Fake]) -> None:

@@ -38,7 +38,13 @@ def _completed() -> dict[str, Any]:
 
 def sample() -> dict[str, Any]:
     """One that completed, as a daemon writes it down; the caller's own."""
-    told = {"session": SESSION, "listen": "tcp:0.0.0.0:40351", "connect": "tcp:newhost:49152", "asked_by": "user 0"}
+    told: dict[str, Any] = {
+        "session": SESSION,
+        "listen": "tcp:0.0.0.0:40351",
+        "connect": "tcp:newhost:49152",
+        "asked_by": "user 0",
+    }
+    told["records"] = [f"/var/lib/qmpfilter/records/{SESSION}/vcpu{index}.svm2" for index in (0, 3)]
     return told | copy.deepcopy(_completed())
 
 

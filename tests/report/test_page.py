@@ -55,7 +55,7 @@ def test_all_of_it_is_there() -> None:
         f"{report['bytes']['forward']:,}", "pass 1 over memory", "guest stopped", "device state held",
         "the commit point passes", "the source opens a return path", "no-nesting", report["tail_sha256"]["after"],
         "10.0.2", "postmigrate", "Both were asked who has the guest: destination", before["registers"]["cr3"],
-        "svm2 vmcb12 save, 70 fields 70 new", "vmcb12_save.g_pat",
+        "svm2 vmcb12 save, 70 fields 70 new", "vmcb12_save.g_pat", *report["records"],
     ):  # fmt: skip
         assert text in seen
 

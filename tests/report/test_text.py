@@ -22,7 +22,8 @@ def test_one() -> None:
     for line in (
         "  guest: a guest", "  1 of 1 vCPUs edited", "timeline", "channels",
         "  vCPU 0: converted, its state came as legacy", "    svm2 vmcb12 save: 70 new fields",
-        "  who has the guest: destination",
+        "  who has the guest: destination", "svm2 records, as files",
+        f"  /var/lib/qmpfilter/records/{SESSION}/vcpu3.svm2",
     ):  # fmt: skip
         assert line in lines
 

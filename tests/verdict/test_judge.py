@@ -18,7 +18,7 @@ from qmpfilter.verdict.cpuid import FEATURES, Cpuid, CpuidRow
 from qmpfilter.verdict.facts import HostFacts, QemuBinary
 from qmpfilter.verdict.judge import Answer, Outcome, Verdict, judge, judge_stream
 from qmpfilter.verdict.losses import LOSSES
-from qmpfilter.verdict.rule import Stage
+from qmpfilter.verdict.rule import Rule, Stage
 from qmpfilter.verdict.version import Version
 from qmpfilter.wire import cpu
 from tests.svm.states import Case, outside_l2
@@ -179,6 +179,19 @@ def test_qemu_refuses_when_it_loads(change: dict[str, Any], subsections: set[str
     assert verdict.outcome is Outcome.REFUSED
     first = verdict.reasons[0]
     assert (first.code, first.stage, verdict.silent) == (code, Stage.LOAD, False)
+
+
+@pytest.mark.parametrize("rule", [*CHECKS, *LOSSES], ids=lambda rule: f"{rule.stage.name}-{rule.code}")
+def test_no_sentence_names_a_version_that_is_not_known(rule: Rule) -> None:
+    attempt = Attempt(GOOD.state, GOOD.block, dict.fromkeys(GOOD.subsections, b""), HostFacts())
+    assert "None" not in rule.sentence(attempt)
+
+
+def test_a_subsection_that_a_qemu_of_unknown_version_might_not_know() -> None:
+    verdict = _judge(GOOD, replace(_host(), qemu=()), {"cpu/nested_state": b"", "cpu/error_code": b""})
+    (reason,) = (reason for reason in verdict.reasons if reason.code == "subsection-unknown")
+    assert (reason.answer, reason.missing) == (Answer.MIGHT_REFUSE, ("QEMU's version",))
+    assert "that the destination's QEMU does not know" in reason.text
 
 
 @pytest.mark.parametrize(

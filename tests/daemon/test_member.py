@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Members of a cluster in this process, with their threads, and the store that they share."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qmpfilter.cluster.board import Board
+from qmpfilter.cluster.counts import Counts, Sum, Tally
+from qmpfilter.cluster.directory import DirectoryStore
+from qmpfilter.cluster.rollout import State, Thresholds
+from qmpfilter.daemon.config import Cluster
+from qmpfilter.daemon.member import Member
+from qmpfilter.daemon.switch import KillSwitch
+from qmpfilter.filter.policy import Mode
+from tests.helpers.cluster import ANNEX, a_board, facts, rollout, tally
+
+SECONDS = 30.0
+RING = "canary"
+
+
+class Counting(Board):
+    """Tells how often all tallies were read."""
+
+    sums = 0
+
+    def counts(self) -> Sum:
+        self.sums += 1
+        return super().counts()
+
+
+class Hosts:
+    """Starts members."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        self.board = a_board(directory / "store")
+        self._directory = directory
+        self._stack = stack
+        (directory / "facts.json").write_text(json.dumps(facts(*ANNEX).to_json()))
+
+    def start(self, name: str, place: str) -> tuple[Member, Counting]:
+        """One that calls itself so, and keeps what it has at a place of its own."""
+        settings = Cluster(store="dir:", name=name, ring=RING, facts=self._directory / "facts.json", lease=3.0)
+        board = Counting(DirectoryStore(self._directory / "store", SECONDS))
+        own = self._directory / place
+        member = Member(settings, board, own, KillSwitch(own / "off"))
+        self._stack.enter_context(closing(member))
+        member.start()
+        return member, board
+
+    def counts(self) -> Counts:
+        return self.board.counts().whole.get(RING, {}).get(Mode.ANNEX, Counts())
+
+    def ailing(self) -> str:
+        return "".join(host.ailing for host in self.board.hosts().good.values())
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    with ExitStack() as stack:
+        yield Hosts(tmp_path, stack)
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    late = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < late, f"{what} never came"
+        time.sleep(0.02)
+
+
+def report(session: str, outcome: str = "completed") -> dict[str, Any]:
+    return {"session": session, "outcome": outcome, "mode": "annex"}
+
+
+def test_two_of_one_name_are_ailing_and_lose_no_count(hosts: Hosts, tmp_path: Path) -> None:
+    one, _ = hosts.start("a", "one")
+    one.count(report("1"), "b")
+    until(lambda: hosts.counts().migrations == 1, "the first count")
+    with ExitStack() as stack:
+        two, _ = Hosts(tmp_path, stack).start("a", "two")
+        two.count(report("2"), "b")
+        until(lambda: all("is named a, too" in one.as_json()["ailing"] for one in (one, two)), "both to say so")
+        until(lambda: "is named a, too" in hosts.ailing(), "the cluster to be told")
+        one.count(report("3"), "b")
+        # What the one said may have been written over before the two saw each other.
+        hosts.board.say_tally("a", tally(RING, Mode.ANNEX, migrations=7))
+        until((tmp_path / "two/tally.json").exists, "the second to keep what it counted")
+    two, _ = hosts.start("b", "two")
+    until(lambda: hosts.counts().migrations == 3, "the counts of both")
+    until(lambda: not one.as_json()["ailing"], "the first to recover")
+    until(lambda: not hosts.ailing() and set(hosts.board.hosts().good) == {"a", "b"}, "both to be listed")
+
+
+def test_two_of_one_name_pause_a_ring_all_the_same(hosts: Hosts) -> None:
+    hosts.board.change(lambda *_: rollout({RING: Mode.ANNEX}, thresholds=Thresholds(0, most_failures=5)))
+    members = [hosts.start("a", place)[0] for place in ("one", "two")]
+    until(lambda: all(one.as_json()["ailing"] for one in members), "both to say so")
+    members[1].count(report("1", "failed"), "b")
+    until(lambda: ring_state(hosts) is State.PAUSED, "the ring to be paused")
+    assert hosts.counts().failed == 0
+
+
+def ring_state(hosts: Hosts) -> State:
+    whole = hosts.board.rollout()
+    assert whole is not None
+    return whole.ring(RING).state
+
+
+def test_only_failures_have_all_tallies_read_at_once(hosts: Hosts) -> None:
+    hosts.board.change(lambda *_: rollout({RING: Mode.ANNEX}, thresholds=Thresholds(0, most_failures=1)))
+    member, board = hosts.start("a", "one")
+
+    def said(**counts: int) -> Callable[[], bool]:
+        return lambda: hosts.counts() == Counts(**counts)
+
+    until(lambda: hosts.board.tally("a") == Tally() and board.sums == 1, "the first look")
+    for session in (1, 2, 3):
+        member.count(report(str(session)), "b")
+        until(said(migrations=session), "the count")
+    for session in (1, 2):
+        assert ring_state(hosts) is State.RUNNING
+        member.count(report(f"failed {session}", "failed"), "b")
+        until(said(migrations=3, failed=session), "the count")
+    until(lambda: ring_state(hosts) is State.PAUSED, "the ring to be paused")
+    assert board.sums == 3
