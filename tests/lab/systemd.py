@@ -28,8 +28,10 @@ END_SECONDS: Final = 60.0
 # What the package depends on, and what that does, and the hosts have not.
 DEPENDENCIES: Final = (
     *("python3-click", "python3-rich", "python3-markdown-it", "python3-mdurl", "python3-pygments"),
-    *("python3-linkify-it", "python3-uc-micro", "python3-colorama", "python3-pkg-resources"),
+    *("python3-linkify-it", "python3-uc-micro", "python3-colorama"),
 )
+# What bookworm's depend on besides; trixie's do not, and its package of that name depends on many more.
+_OF_BOOKWORM: Final = ("python3-pkg-resources",)
 _SCRIPT: Final = Path(__file__).parent / "systemd.sh"
 # As systemd.sh has it.
 _GROUP: Final = "qmpfilter-lab-"
@@ -122,8 +124,9 @@ def _removed(group: Path) -> bool:
 
 def dependencies(host: Host) -> dict[str, bytes]:
     """Packages of the host's release by their files' names. Raises as :func:`tests.lab.hosts.host_image` does."""
-    key = f"{host.name}-packages-{'-'.join(name.removeprefix('python3-') for name in DEPENDENCIES)}"
-    directory = cached(key, partial(download_packages, host, DEPENDENCIES))
+    names = (*DEPENDENCIES, *(_OF_BOOKWORM if host.release == "bookworm" else ()))
+    key = f"{host.name}-packages-{'-'.join(name.removeprefix('python3-') for name in names)}"
+    directory = cached(key, partial(download_packages, host, names))
     return {file.name: file.read_bytes() for file in directory.glob("*.deb")}
 
 
