@@ -152,6 +152,54 @@ def test_other_ports_and_other_addresses_are_left_alone(networks: tuple[str, str
         run(*within(here, "ip", "address", "delete", "10.9.0.3/24", "dev", "cable"))
 
 
+def test_a_firewall_that_lets_a_source_in_to_qemu_lets_it_in_here(networks: tuple[str, str], here: str) -> None:
+    with listen(here, "::") as qemu:
+        firewall = f"""table inet firewall {{
+            chain input {{
+                type filter hook input priority filter; policy drop;
+                iif lo accept
+                icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+                tcp dport {qemu.getsockname()[1]} accept
+            }}
+        }}"""
+        made_in(here, lambda: apply(firewall))
+        try:
+            with rule(here, "::", qemu) as (_, ours):
+                for host in PLACES["::"]:
+                    with dial(networks[0], host, qemu) as source:
+                        goes_to(source, ours).close()
+        finally:
+            made_in(here, lambda: apply("delete table inet firewall"))
+
+
+@contextmanager
+def third_network(router: str, source: str) -> Iterator[str]:
+    """Behind the router, with the address 10.10.0.2."""
+    name = f"{router}-c"
+    run("ip", "netns", "add", name)
+    try:
+        run(*within(router, "ip", "link", "add", "more", "type", "veth", "peer", "name", "more", "netns", name))
+        for network, address in ((router, "10.10.0.1/24"), (name, "10.10.0.2/24")):
+            run(*within(network, "ip", "address", "add", address, "dev", "more"))
+            run(*within(network, "ip", "link", "set", "more", "up"))
+        made_in(router, lambda: Path("/proc/sys/net/ipv4/ip_forward").write_text("1"))
+        run(*within(name, "ip", "route", "add", "default", "via", "10.10.0.1"))
+        run(*within(source, "ip", "route", "add", "10.10.0.0/24", "via", "10.9.0.2"))
+        yield name
+    finally:
+        run("ip", "netns", "delete", name)
+        run(*within(source, "ip", "route", "flush", "10.10.0.0/24"))
+
+
+def test_what_this_host_routes_to_another_is_left_alone(networks: tuple[str, str], here: str) -> None:
+    with third_network(here, networks[0]) as there, listen(here, "0.0.0.0") as qemu, rule(here, "0.0.0.0", qemu):
+        port = qemu.getsockname()[1]
+        with made_in(there, lambda: socket.create_server(("10.10.0.2", port))) as other:
+            other.settimeout(SECONDS)
+            with dial(networks[0], "10.10.0.2", other) as connection:
+                goes_to(connection, other).close()
+
+
 class Waiting:
     """A domain whose QEMU, made up, waits for it. Use as a context manager."""
 
