@@ -64,10 +64,12 @@ class Ingress:
 
     :param required: a migration that cannot be filtered here is refused
     :param addresses: where sources come when QEMU waits at a loopback address; none for all of this host
+    :param nft: where it waits at others, rules of nftables bring them
     """
 
     required: bool = False
     addresses: tuple[str, ...] = ()
+    nft: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +303,7 @@ _KEYS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "audit.required": _flag,
     "ingress.required": _flag,
     "ingress.addresses": _hosts,
+    "ingress.nft": _flag,
     "metrics.listen": _address,
     "metrics.textfile": _absolute,
     "libvirt.uri": _uri,

@@ -21,6 +21,7 @@ from typing import Any, Final
 from qmpfilter import __version__
 from qmpfilter.daemon.control import Request
 from qmpfilter.daemon.ingress import Front
+from qmpfilter.daemon.redirects import Redirects
 from qmpfilter.daemon.reports import new_name
 from qmpfilter.daemon.restoring import check_image
 from qmpfilter.daemon.roster import Roster, Wanted
@@ -53,11 +54,15 @@ class Hooks:
     :param roster: has the sessions, and the configuration
     :param allowed: the mode that this host's cluster allows for a domain, told its UUID and the mode of its own
         policy; None if no cluster has a say
+    :param redirects: rules of nftables, where they are wanted
     """
 
-    def __init__(self, roster: Roster, allowed: Callable[[str, Mode | None], Mode | None]) -> None:
+    def __init__(
+        self, roster: Roster, allowed: Callable[[str, Mode | None], Mode | None], redirects: Redirects
+    ) -> None:
         self._roster = roster
         self._allowed = allowed
+        self._redirects = redirects
         self._facts: asyncio.Task[HostFacts] | None = None
         # Sessions by the domains that are about to arrive.
         self._announced: dict[str, str] = {}
@@ -125,6 +130,7 @@ class Hooks:
         announced = self._announced.pop(domain.uuid, "")
         if incoming is None:
             return {}
+        await self._redirects.vacate(incoming.listens)
         if not incoming.listens:
             if announced:
                 raise HostError("its QEMU listens nowhere: a tunnelled migration goes past every filter")
@@ -133,20 +139,23 @@ class Hooks:
         if self._is_off and not self._unreachable(incoming):
             return {}
         policy = self._policy(domain, await self._known())
-        with Front(incoming, self._roster.config.ingress.addresses) as front:
-            session = await self._roster.start(
-                Wanted(
-                    listen=front.listening,
-                    connect=front.connect,
-                    policy=policy,
-                    waits=self._roster.config.waits,
-                    asked_by=f"libvirt's hook, {peer}",
-                    session=self._session_of(domain),
-                    name=domain.name,
-                    uuid=domain.uuid,
-                    keep_records=True,
+        config, name = self._roster.config, self._session_of(domain) or new_name()
+        with Front(incoming, config.ingress.addresses, nft=config.ingress.nft) as front:
+            async with self._redirects.leading(name, domain.uuid, front.redirect, config.waits.source):
+                session = await self._roster.start(
+                    Wanted(
+                        listen=front.listening,
+                        connect=front.connect,
+                        policy=policy,
+                        waits=config.waits,
+                        asked_by=f"libvirt's hook, {peer}",
+                        session=name,
+                        name=domain.name,
+                        uuid=domain.uuid,
+                        keep_records=True,
+                        redirected=0 if front.redirect is None else front.redirect.port,
+                    )
                 )
-            )
             front.keep()
         _log.info(
             "domain %s: its source comes to %s, session %s",
@@ -168,6 +177,7 @@ class Hooks:
         for session in self._roster.running():
             if session.origin.uuid == domain.uuid and session.stage in (Stage.STARTING, Stage.WAITING):
                 self._roster.stop(session.origin.session)
+        self._redirects.forget(domain.uuid)
         return {}
 
     # --- what they need ------------------------------------------------------------------------

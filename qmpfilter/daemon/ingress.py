@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is put before a QEMU that waits for its guest, so that the source comes here first.
 
-Two ways, by where QEMU listens. A unix socket is renamed, and its path taken; what QEMU listens on is the socket and
-not its name. For TCP, QEMU waits at a loopback address (``migration_address`` in libvirt's qemu.conf, or
-``--listen-address``), and the same port of this host's own addresses is taken: libvirt tells the source that port.
+Three ways, by where QEMU listens. A unix socket is renamed, and its path taken; what QEMU listens on is the socket
+and not its name. Where QEMU waits at a loopback address (``migration_address`` in libvirt's qemu.conf, or
+``--listen-address``), the same port of this host's own addresses is taken: libvirt tells the source that port. Where
+it waits at others, sources reach it directly; if wanted, rules of nftables (:mod:`qmpfilter.daemon.nft`) bring them
+to a port of the daemon's own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import os
 import socket
@@ -16,6 +19,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from qmpfilter.daemon.nft import Redirect, open_listener
 from qmpfilter.daemon.roster import Bound
 from qmpfilter.errors import HostError
 from qmpfilter.libvirt.incoming import Incoming, is_loopback, local_addresses
@@ -33,19 +37,27 @@ class Front:
     """Listening sockets in the place of one of QEMU's. Use as a context manager: left without :meth:`keep`, all is
     as it was.
 
+    :param addresses: at which a port is taken, all of this host if there are none
+    :param nft: rules may bring a source that goes to QEMU directly
     :ivar listening: where the source comes
     :ivar connect: where QEMU waits
+    :ivar redirect: the rule that this takes, which is not set here; None if it takes none
     :raises HostError: it cannot be put there; says why
     """
 
-    def __init__(self, incoming: Incoming, addresses: Sequence[str]) -> None:
+    def __init__(self, incoming: Incoming, addresses: Sequence[str], *, nft: bool = False) -> None:
         where = _only(incoming)
         self._restore: tuple[str, str] | None = None
         self._kept = False
+        self.redirect: Redirect | None = None
         sockets: list[socket.socket] = []
         try:
             if isinstance(where, UnixAddress):
                 self.connect = str(self._take_path(where.path, sockets))
+                shown = str(where)
+            elif nft and not is_loopback(where):
+                self.redirect = _lead_here(where, sockets)
+                self.connect = str(self.redirect.behind)
                 shown = str(where)
             else:
                 self.connect = str(where)
@@ -122,8 +134,8 @@ def _only(incoming: Incoming) -> Address:
 def _take_port(where: TcpAddress, addresses: Sequence[str], sockets: list[socket.socket]) -> str:
     if not is_loopback(where):
         raise HostError(
-            f"the domain's QEMU listens at {where}, where the source reaches it directly: set migration_address in "
-            "qemu.conf to a loopback address, 127.0.0.2, or use a relay that rules of nftables lead to"
+            f"the domain's QEMU listens at {where}, where the source reaches it directly: set ingress.nft to true, "
+            "or migration_address in qemu.conf to a loopback address, 127.0.0.2"
         )
     wanted = list(addresses) or local_addresses()
     if not wanted:
@@ -137,3 +149,11 @@ def _take_port(where: TcpAddress, addresses: Sequence[str], sockets: list[socket
     if not sockets:
         raise HostError(f"none of {', '.join(wanted)} can be listened at on port {where.port}")
     return str(TcpAddress(wanted[0] if len(wanted) == 1 else "", where.port))
+
+
+def _lead_here(where: TcpAddress, sockets: list[socket.socket]) -> Redirect:
+    host = ipaddress.ip_address(where.host)
+    if host.version == 6 and host.is_link_local:
+        raise HostError(f"the domain's QEMU listens at {where}, and in which network that is cannot be told")
+    sockets.append(open_listener())
+    return Redirect(where, sockets[0].getsockname()[1])

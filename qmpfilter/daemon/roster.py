@@ -61,6 +61,7 @@ class Wanted:
     :param name: of the domain, empty where it is not known
     :param uuid: of the domain, empty where it is not known
     :param keep_records: svm2 records of a guest that arrives are kept as files
+    :param redirected: see :class:`~qmpfilter.daemon.sessions.Origin`
     """
 
     listen: Listening | Bound | None
@@ -74,6 +75,7 @@ class Wanted:
     name: str = ""
     uuid: str = ""
     keep_records: bool = False
+    redirected: int = 0
     pairing: Pairing = field(default_factory=Pairing)
 
 
@@ -229,6 +231,7 @@ class Roster:
                 verdict=wanted.policy.enforcement.value,
                 asked_by=wanted.asked_by,
                 uuid=wanted.uuid,
+                redirected=wanted.redirected,
             )
             self._write_origin(origin)
             order = Order(

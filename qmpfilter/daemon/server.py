@@ -32,6 +32,7 @@ from qmpfilter.daemon.ingress import Front
 from qmpfilter.daemon.logs import configure
 from qmpfilter.daemon.member import Member
 from qmpfilter.daemon.notify import Notifier, inherited_listener
+from qmpfilter.daemon.redirects import Redirects
 from qmpfilter.daemon.reports import Reports
 from qmpfilter.daemon.roster import Roster
 from qmpfilter.daemon.switch import KillSwitch
@@ -107,7 +108,8 @@ class _Daemon:
         self._reports = Reports(config.state / "sessions")
         self._reports.prune(config.keep)
         self._roster = Roster(config, self._reports, self._ended)
-        self._hooks = Hooks(self._roster, self._mode_here)
+        self._redirects = Redirects()
+        self._hooks = Hooks(self._roster, self._mode_here, self._redirects)
         self._metrics = self._make_metrics()
         self._happenings = Happenings()
         self._adding: set[asyncio.Task[None]] = set()
@@ -138,13 +140,18 @@ class _Daemon:
         if self._member is not None:
             self._member.start()
         self._roster.adopt()
+        if self._config.ingress.nft:
+            origins = [session.origin for session in self._roster.running()]
+            await self._redirects.adopt(origins, self._config.waits.source)
         self._hooks.learn()
         await self._control.start()
         _log.info("qmpfilter %s answers at %s", __version__, self._config.socket)
         self._notifier.say(READY="1", STATUS="waits for migrations")
         tasks = [
-            asyncio.create_task(one)
-            for one in (self._notifier.feed_watchdog(), self._write_metrics(), self._watch_libvirt())
+            asyncio.create_task(self._notifier.feed_watchdog()),
+            asyncio.create_task(self._write_metrics()),
+            asyncio.create_task(self._watch_libvirt()),
+            asyncio.create_task(self._redirects.keep()),
         ]
         try:
             await self._stopping.wait()
@@ -158,6 +165,7 @@ class _Daemon:
                 server.close()
             await self._control.close()
             await self._roster.close()
+            await self._redirects.close()
             if self._member is not None:
                 await asyncio.to_thread(self._member.close)
 
@@ -227,6 +235,7 @@ class _Daemon:
 
     def _ended(self, report: Mapping[str, Any]) -> None:
         Front.clear(report)
+        self._redirects.ended(report)
         if self._member is not None:
             self._member.count(report, host_of(str(report.get("connect", ""))))
         if self._metrics is not None:

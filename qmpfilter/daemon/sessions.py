@@ -47,6 +47,7 @@ class Origin:
     :param began: UTC, ISO 8601
     :param asked_by: the user and process that asked for it
     :param uuid: of the domain, empty where it is not known
+    :param redirected: port of the daemon's own to which rules of nftables bring what is for `listen`, 0 without such
     """
 
     session: str
@@ -59,6 +60,7 @@ class Origin:
     verdict: str
     asked_by: str
     uuid: str = ""
+    redirected: int = 0
 
     def to_json(self) -> str:
         """One line, without its end."""

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from qmpfilter.daemon import hooks, ingress
 from qmpfilter.daemon.config import Config, Ingress
 from qmpfilter.daemon.control import Request
 from qmpfilter.daemon.hooks import Hooks
+from qmpfilter.daemon.redirects import Redirects
 from qmpfilter.daemon.reports import Reports, new_name
 from qmpfilter.daemon.roster import Roster
 from qmpfilter.errors import HostError
@@ -21,6 +23,8 @@ from qmpfilter.filter.policy import Mode, Policy
 from qmpfilter.libvirt import arrival
 from qmpfilter.libvirt.arrival import Arrival
 from qmpfilter.libvirt.domain import DomainXml
+from qmpfilter.libvirt.incoming import Incoming
+from qmpfilter.relay.address import TcpAddress
 from qmpfilter.verdict.facts import HostFacts
 
 XML = "<domain>\n  <name>g</name>\n  <uuid>0a7f</uuid>\n</domain>\n"
@@ -32,10 +36,12 @@ def roster(tmp_path: Path) -> Roster:
     return Roster(Config(runtime=tmp_path, state=tmp_path / "state"), Reports(tmp_path / "state/sessions"))
 
 
-def ask(roster: Roster, operation: str, xml: str = XML, domain: str = "g") -> dict[str, Any]:
+def ask(
+    roster: Roster, operation: str, xml: str = XML, domain: str = "g", redirects: Redirects | None = None
+) -> dict[str, Any]:
     name, sub = operation.split()
     request = Request({"operation": name, "sub": sub, "extra": "-", "domain": domain, "xml": xml})
-    return asyncio.run(Hooks(roster, lambda *_: None).answer(request))
+    return asyncio.run(Hooks(roster, lambda *_: None, redirects or Redirects(pytest.fail)).answer(request))
 
 
 def told(xml: str) -> Arrival:
@@ -111,6 +117,25 @@ def test_a_domain_that_nobody_waits_for(roster: Roster, operation: str) -> None:
     assert ask(roster, operation) == {}
 
 
+@pytest.mark.parametrize("required", [False, True])
+def test_where_rules_cannot_be_set_nothing_is_left(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, required: bool
+) -> None:
+    def refuse(_: str) -> None:
+        raise HostError("nft is missing")
+
+    roster.config = replace(roster.config, ingress=Ingress(required=required, nft=True))
+    incoming = Incoming(1, (TcpAddress("0.0.0.0", 49152),))
+    monkeypatch.setattr(hooks, "find_incoming", lambda *_: incoming)
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        monkeypatch.setattr(ingress, "open_listener", lambda: ours)
+        answer = ask(roster, "started begin", redirects=Redirects(refuse))
+        assert ours.fileno() == -1
+    assert answer == ({"veto": "nft is missing"} if required else {})
+    assert "nft is missing" in caplog.text
+    assert not roster.sessions
+
+
 @pytest.mark.parametrize(("host", "is_taken"), [(socket.gethostname(), True), ("elsewhere", False)])
 def test_a_session_has_the_promised_name_only_where_it_was_promised(
     roster: Roster, host: str, is_taken: bool
@@ -118,7 +143,7 @@ def test_a_session_has_the_promised_name_only_where_it_was_promised(
     name = new_name()
     coming = Arrival(session=name, at="2026-01-01T00:00:00+00:00", host=host, version="1", records="/r")
     domain = DomainXml(DomainXml(XML).with_element(coming.element()))
-    assert Hooks(roster, lambda *_: None)._session_of(domain) == (name if is_taken else "")
+    assert Hooks(roster, lambda *_: None, Redirects(pytest.fail))._session_of(domain) == (name if is_taken else "")
 
 
 def test_other_operations_are_an_error(roster: Roster) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from qmpfilter.daemon import ingress
 from qmpfilter.daemon.ingress import Front
+from qmpfilter.daemon.nft import Redirect
 from qmpfilter.errors import HostError
 from qmpfilter.libvirt.incoming import Incoming
 from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
@@ -60,6 +62,29 @@ def test_a_port_is_taken_at_other_addresses() -> None:
             assert front.connect == f"tcp:127.0.0.2:{port}"
             for host in ("127.0.0.3", "127.0.0.4"):
                 socket.create_connection((host, port)).close()
+
+
+def test_where_a_source_comes_directly_a_rule_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        monkeypatch.setattr(ingress, "open_listener", lambda: ours)
+        with Front(waiting(TcpAddress("0.0.0.0", 49152)), (), nft=True) as front:
+            assert front.redirect == Redirect(TcpAddress("0.0.0.0", 49152), ours.getsockname()[1])
+            assert (front.listening.shown, front.connect) == ("tcp:0.0.0.0:49152", "tcp:127.0.0.1:49152")
+            assert front.listening.sockets == (ours,)
+        # Nobody wanted it.
+        assert ours.fileno() == -1
+
+
+def test_with_rules_a_loopback_address_is_taken_as_ever() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as behind:
+        port = behind.getsockname()[1]
+        with Front(waiting(TcpAddress("127.0.0.2", port)), ["127.0.0.3"], nft=True) as front:
+            assert (front.redirect, front.listening.shown) == (None, f"tcp:127.0.0.3:{port}")
+
+
+def test_a_network_that_cannot_be_told() -> None:
+    with pytest.raises(HostError, match="in which network that is cannot be told"):
+        Front(waiting(TcpAddress("fe80::2", 49152)), (), nft=True)
 
 
 @pytest.mark.parametrize(

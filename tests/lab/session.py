@@ -176,6 +176,26 @@ class SessionDaemon:
             finally:
                 process.kill()
 
+    @contextmanager
+    def running_beside(self, capability: str, *argv: str) -> Iterator[subprocess.Popen[str]]:
+        """The command with this machine's own programs, as the session's user with one of root's capabilities, in the
+        session's network; it is killed with the block. Takes a shared directory with the package."""
+        assert self.network is not None
+        user, group = _USER
+        rights = ["--clear-groups", f"--inh-caps=+{capability}", f"--ambient-caps=+{capability}"]
+        settings = ["-i", "PATH=/usr/bin:/bin", f"HOME={self.directory}", f"PYTHONPATH={self._shared / _PACKAGE}"]
+        with subprocess.Popen(
+            [
+                "ip", "netns", "exec", self.network, "setpriv", f"--reuid={user}", f"--regid={group}", *rights,
+                "env", *settings, "python3", "-m", "qmpfilter", *argv,
+            ],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL, cwd="/",
+        ) as process:  # fmt: skip
+            try:
+                yield process
+            finally:
+                process.kill()
+
     @property
     def _qmpfilter(self) -> list[str]:
         settings = [f"LIBVIRT_DEFAULT_URI={self.uri}", f"PYTHONPATH=/shared/{_PACKAGE}"]

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final, Self
@@ -28,8 +28,12 @@ END_SECONDS: Final = 60.0
 # What the package depends on, and what that does, and the hosts have not.
 DEPENDENCIES: Final = (
     *("python3-click", "python3-rich", "python3-markdown-it", "python3-mdurl", "python3-pygments"),
-    *("python3-linkify-it", "python3-uc-micro", "python3-colorama", "python3-pkg-resources"),
+    *("python3-linkify-it", "python3-uc-micro", "python3-colorama"),
 )
+# What bookworm's depend on besides; trixie's do not, and its package of that name depends on many more.
+_OF_BOOKWORM: Final = ("python3-pkg-resources",)
+# The program nft, and what that depends on.
+NFTABLES: Final = ("nftables", "libnftables1", "libjansson4", "libedit2")
 _SCRIPT: Final = Path(__file__).parent / "systemd.sh"
 # As systemd.sh has it.
 _GROUP: Final = "qmpfilter-lab-"
@@ -121,9 +125,14 @@ def _removed(group: Path) -> bool:
 
 
 def dependencies(host: Host) -> dict[str, bytes]:
+    """What qmpfilter's package asks for, as :func:`packages_of` gives it."""
+    return packages_of(host, (*DEPENDENCIES, *(_OF_BOOKWORM if host.release == "bookworm" else ())))
+
+
+def packages_of(host: Host, names: Sequence[str]) -> dict[str, bytes]:
     """Packages of the host's release by their files' names. Raises as :func:`tests.lab.hosts.host_image` does."""
-    key = f"{host.name}-packages-{'-'.join(name.removeprefix('python3-') for name in DEPENDENCIES)}"
-    directory = cached(key, partial(download_packages, host, DEPENDENCIES))
+    key = f"{host.name}-packages-{'-'.join(name.removeprefix('python3-') for name in names)}"
+    directory = cached(key, partial(download_packages, host, names))
     return {file.name: file.read_bytes() for file in directory.glob("*.deb")}
 
 

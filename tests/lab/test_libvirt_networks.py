@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,39 +15,12 @@ import pytest
 
 from tests.lab.hosts import MID, OLD
 from tests.lab.inhost.waiting import wait_until
+from tests.lab.networks import run, two_networks, within
 from tests.lab.session import SECONDS, SessionDaemon, guest_of, shared_directory
 
 pytestmark = pytest.mark.lab
 
 RULES: Final = Path(__file__).resolve().parents[2] / "examples/nft"
-
-
-def within(network: str, *argv: str) -> list[str]:
-    return ["ip", "netns", "exec", network, *argv]
-
-
-def run(*argv: str) -> str:
-    return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=SECONDS).stdout
-
-
-@contextmanager
-def two_networks() -> Iterator[tuple[str, str]]:
-    """Two network namespaces with a cable between them: 10.9.0.1 and 10.9.0.2."""
-    names = tuple(f"qmpfilter-{os.getpid()}-{end}" for end in ("a", "b"))
-    with ExitStack() as stack:
-        for name in names:
-            run("ip", "netns", "add", name)
-            stack.callback(run, "ip", "netns", "delete", name)
-            run(*within(name, "ip", "link", "set", "lo", "up"))
-        run(
-            *within(
-                names[0], "ip", "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1]
-            )
-        )
-        for number, name in enumerate(names, 1):
-            run(*within(name, "ip", "address", "add", f"10.9.0.{number}/24", "dev", "cable"))
-            run(*within(name, "ip", "link", "set", "cable", "up"))
-        yield names[0], names[1]
 
 
 @pytest.fixture(scope="module")

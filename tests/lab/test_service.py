@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 
+from qmpfilter.daemon.nft import DROP_IN
 from tests.helpers.migration import STREAM
 from tests.lab.hosts import MID, OLD, Host
-from tests.lab.systemd import Systemd, build, dependencies
+from tests.lab.systemd import NFTABLES, Systemd, build, dependencies, packages_of
 
 pytestmark = pytest.mark.lab
 
 SECONDS = 120.0
+ROOT = Path(__file__).resolve().parents[2]
 INSTALL = "DEBIAN_FRONTEND=noninteractive dpkg --install {}"
 # Compiling them takes longer than all the rest.
 INSTALL_OTHERS = (
@@ -121,6 +123,27 @@ def test_an_upgrade_cuts_no_migration(host: Systemd, packages: dict[str, bytes])
     carried(host, f"{PID}; {INSTALL.format(name)}; {NEXT}", **{name: content})
     assert name.split("_")[1] in output(host, "dpkg-query -W qmpfilter")
     assert state(host, "ActiveState") == ["active"]
+
+
+def test_rules_of_nftables_take_their_drop_in(host: Systemd) -> None:
+    def arrive() -> dict[str, Any]:
+        argv = ["env", "PYTHONPATH=/usr/lib/qmpfilter", "python3", "-m", "inhost.redirected"]
+        told: dict[str, Any] = json.loads(host.run(argv, {}, SECONDS).files["told.json"])
+        return told
+
+    configure = "printf '[ingress]\\nnft = true\\nrequired = true\\n' >/etc/qmpfilter/qmpfilter.toml.d/test.toml"
+    host.run(["sh", "-ec", INSTALL.format("*.deb")], packages_of(host.host, NFTABLES), SECONDS)
+    output(host, f"{configure}; systemctl reload qmpfilter")
+    without = arrive()
+    assert (DROP_IN in without["answer"]["veto"], without["rules"]) == (True, "")
+
+    place = "/run/systemd/system/qmpfilter.service.d"
+    again = "systemctl daemon-reload; systemctl restart qmpfilter"
+    drop_in = {"nft.conf": (ROOT / DROP_IN).read_bytes()}
+    host.run(["sh", "-ec", f"mkdir -p {place}; cp nft.conf {place}; {again}"], drop_in, SECONDS)
+    told = arrive()
+    assert (told["answer"], "tproxy ip to :" in told["rules"]) == ({}, True)
+    output(host, f"rm -r {place} /etc/qmpfilter/qmpfilter.toml.d/test.toml; {again}")
 
 
 def test_nothing_was_forbidden_that_it_needs(host: Systemd) -> None:
