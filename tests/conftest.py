@@ -6,5 +6,9 @@ from __future__ import annotations
 from hypothesis import HealthCheck, settings
 
 # How long an example takes says more about the machine than about what is tested.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+_ANY_MACHINE = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+# A test that wants more examples than others, or fewer, says how many times as many.
+settings.register_profile("whole", _ANY_MACHINE, max_examples=100)
+settings.register_profile("quick", _ANY_MACHINE, max_examples=20)
+settings.load_profile("quick")

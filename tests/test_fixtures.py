@@ -21,7 +21,8 @@ STREAMS = fixtures()
 # A vCPU in 16 or 32 bit mode shows half of its vector registers and no R8 to R15.
 _FEWEST_REGISTERS = 52
 
-each_stream = pytest.mark.parametrize("fixture", STREAMS, ids=str)
+# One recording after the other, so that what several tests ask of it is done once.
+each_stream = pytest.mark.parametrize("fixture", STREAMS, ids=str, scope="module")
 
 
 @each_stream
@@ -83,7 +84,7 @@ def test_control_area_is_that_of_vmcb12_in_guest_memory(fixture: Fixture) -> Non
 
 
 @each_stream
-@pytest.mark.parametrize("divisions", [5, pytest.param(25, marks=pytest.mark.fuzz)])
+@pytest.mark.parametrize("divisions", [2, pytest.param(25, marks=pytest.mark.fuzz)])
 def test_any_division_of_the_input_gives_the_same_events(fixture: Fixture, divisions: int) -> None:
     data = fixture.file("stream")
     expected = merged(parse(data).events)

@@ -19,7 +19,7 @@ from qmpfilter.cli.main import EXIT_HOST, main
 from qmpfilter.cli.policy_options import EXIT_STAYED, EXIT_VETOED
 from qmpfilter.relay.session import SHUT_FAILED
 from tests.helpers.fixtures import fixtures
-from tests.helpers.migration import everything
+from tests.helpers.migration import everything, exactly
 from tests.qmp.fake import SECONDS, SHUT_OK, STREAM
 
 ONE_WAY = next(fixture for fixture in fixtures() if fixture.name == "mid-l2").file("stream")
@@ -71,9 +71,7 @@ def test_completed(tmp_path: Path) -> None:
         destination = run.destination.accept()[0]
         with destination:
             destination.settimeout(SECONDS)
-            arrived = 0
-            while arrived < len(STREAM):
-                arrived += len(destination.recv(1 << 20))
+            assert len(exactly(destination, len(STREAM))) == len(STREAM)
             writer.join(SECONDS)
             destination.sendall(SHUT_OK)
         assert run.answer.read() == SHUT_OK

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,9 +82,7 @@ def test_ended_by_a_signal(tmp_path: Path) -> None:
         destination = listener.accept()[0]
         with destination:
             destination.settimeout(SECONDS)
-            arrived = 0
-            while arrived < 50_000:
-                arrived += len(destination.recv(1 << 16))
+            assert len(exactly(destination, 50_000)) == 50_000
             process.terminate()
             assert everything(source) == SHUT_FAILED
             source.close()
@@ -100,15 +98,16 @@ def test_no_signal_ends_it_after_the_commit_point(tmp_path: Path) -> None:
         with destination:
             destination.settimeout(SECONDS)
             exactly(destination, len(STREAM))
+            assert process.stderr is not None
             for _ in range(3):
                 process.terminate()
-                time.sleep(0.1)
+                assert select.select([process.stderr], [], [], SECONDS)[0]
+                assert "still waiting for its word" in process.stderr.readline()
             destination.sendall(SHUT_OK)
         assert everything(source) == SHUT_OK
         source.close()
-        out, errors = process.communicate(timeout=SECONDS)
+        out, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 0
-    assert "still waiting for its word" in errors
     assert "after the commit point, where nothing stops a migration any more: the relay was interrupted" in out
 
 

@@ -52,13 +52,13 @@ RECORDS: dict[str, tuple[bytes, Callable[[str, bytes], Any]]] = {
 }
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=settings().max_examples // 5)
 @given(ROLLOUTS)
 def test_rollouts_come_back(rollout: Rollout) -> None:
     assert Rollout.from_json("r", rollout.to_json()) == rollout
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=settings().max_examples // 5)
 @given(some.dictionaries(some.text(max_size=5), BY_MODE))
 def test_tallies_come_back(totals: dict[str, dict[Mode, Counts]]) -> None:
     tally = Tally(totals, ("a", "b"))
@@ -137,7 +137,7 @@ def test_the_history_ends_somewhere() -> None:
     assert kept[-1].at == "4999"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=settings().max_examples // 5)
 @given(some.uuids())
 def test_a_domain_stays_in_its_part(domain: Any) -> None:
     part = bucket(str(domain))

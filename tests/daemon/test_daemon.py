@@ -200,6 +200,7 @@ def test_reload(daemon: DaemonProcess, ends: Ends) -> None:
     daemon.report(session)
 
 
+@pytest.mark.lab
 def test_a_daemon_that_is_killed_and_one_that_takes_up(daemon: DaemonProcess, ends: Ends, tmp_path: Path) -> None:
     with Ends(tmp_path / "second") as second, Ends(tmp_path / "third") as third:
         through = begin(daemon, ends, STREAM[:PART])
@@ -227,6 +228,7 @@ def test_a_daemon_that_is_killed_and_one_that_takes_up(daemon: DaemonProcess, en
         assert sessions(daemon) == []
 
 
+@pytest.mark.lab
 def test_a_daemon_that_hears_nothing(daemon: DaemonProcess, ends: Ends) -> None:
     session = begin(daemon, ends, STREAM[:PART])
     daemon.process.send_signal(signal.SIGSTOP)
@@ -235,6 +237,7 @@ def test_a_daemon_that_hears_nothing(daemon: DaemonProcess, ends: Ends) -> None:
     assert daemon.report(session)["outcome"] == "completed"
 
 
+@pytest.mark.lab
 def test_a_report_that_cannot_be_written_is_kept(daemon: DaemonProcess, ends: Ends) -> None:
     session = begin(daemon, ends, STREAM[:PART])
     directory, aside = daemon.state / "sessions", daemon.state / "aside"
@@ -266,6 +269,7 @@ def test_drain(daemon: DaemonProcess, ends: Ends) -> None:
     assert not daemon.socket.exists()
 
 
+@pytest.mark.lab
 def test_a_drain_that_is_cut_short(daemon: DaemonProcess, ends: Ends) -> None:
     session = begin(daemon, ends, STREAM[:PART])
     for _ in range(2):

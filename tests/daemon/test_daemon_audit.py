@@ -56,7 +56,7 @@ def test_one_record_for_each(tmp_path: Path, ends: Ends) -> None:
     assert (second["mode"], second["edited_vcpus"]) == ("annex", 1)
 
 
-@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("required", [True, pytest.param(False, marks=pytest.mark.lab)])
 def test_a_log_that_cannot_be_written(tmp_path: Path, ends: Ends, required: bool) -> None:
     with DaemonProcess(tmp_path, f"[audit]\nrequired = {str(required).lower()}\n") as daemon:
         (daemon.state / "audit").touch()

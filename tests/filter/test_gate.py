@@ -37,6 +37,9 @@ LENIENT = Policy(without_return_path=True)
 STREAMS = [fixture for fixture in fixtures() if fixture.facts["kind"] == "stream"]
 L2 = next(fixture for fixture in STREAMS if fixture.name == "mid-l2").file("stream")
 
+# One recording after the other, so that what several tests ask of it is done once.
+each_stream = pytest.mark.parametrize("fixture", STREAMS, ids=str, scope="module")
+
 
 def passed(gate: Gate, stream: bytes, *, seed: int | None = None) -> tuple[bytes, int | None]:
     """All that came out, and where in it the first piece that may be the commit point began."""
@@ -78,7 +81,7 @@ def commit_point(stream: bytes) -> int:
     raise AssertionError
 
 
-@pytest.mark.parametrize("fixture", STREAMS, ids=str)
+@each_stream
 @pytest.mark.parametrize("mode", [Mode.OFF, Mode.OBSERVE, Mode.LEGACY])
 def test_nothing_changes(fixture: Fixture, mode: Mode) -> None:
     stream = fixture.file("stream")
@@ -93,7 +96,7 @@ def test_nothing_changes(fixture: Fixture, mode: Mode) -> None:
     assert not gate.warnings
 
 
-@pytest.mark.parametrize("fixture", STREAMS, ids=str)
+@each_stream
 def test_the_destination_gets_the_record_and_the_commit_point_last(fixture: Fixture) -> None:
     stream = fixture.file("stream")
     gate = Gate(LENIENT)
@@ -138,7 +141,7 @@ def test_a_destination_that_would_refuse_is_a_veto() -> None:
     assert not silent.judged
 
 
-@pytest.mark.parametrize("fixture", STREAMS, ids=str)
+@each_stream
 def test_a_veto_finds_the_destination_between_sections(fixture: Fixture) -> None:
     facts = HostFacts(kernel=Version(6, 12, 117), parameters={"kvm_amd": {"nested": "0"}})
     gate = Gate(replace(LENIENT, facts=facts))

@@ -109,12 +109,12 @@ def test_a_package_out_of_place_is_refused(before: bytes) -> None:
     assert parse(before + build.package()).fault == (FramingError, len(before))
 
 
-@pytest.mark.parametrize("chunks", [None, 1, 50])
-def test_a_footer_in_an_early_device_needs_a_whole_part_behind_it(chunks: int | None) -> None:
+@pytest.mark.parametrize(("chunks", "pages"), [(None, 41), (1, 5), (50, 41)])
+def test_a_footer_in_an_early_device_needs_a_whole_part_behind_it(chunks: int | None, pages: int) -> None:
     """What is not whole yet is waited for, and EOF cannot follow there."""
     tricks = build.footer(9) + b"\x00" + build.footer(9) + b"\x04" + BE32.pack(1) + b"\x01\xff"
     early = build.opaque(9, "virtio-mem-early", tricks)
-    ram = build.part(build.page(0, "pc.ram") + build.page(0) * 40 + EOS) + build.end(EOS)
+    ram = build.part(build.page(0, "pc.ram") + build.page(0) * (pages - 1) + EOS) + build.end(EOS)
     stream = BEFORE_RAM + early.section() + RAM_LIST + ram + build.EOF + build.description(build.vmdesc([early]))
     parsed = parse(stream, chunks)
     assert parsed.error is None

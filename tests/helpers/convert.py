@@ -24,7 +24,7 @@ def converted(stream: bytes, target: Carrier, chunks: int | Sequence[int] | None
     return _at_once(stream, target) if chunks is None else rewritten(stream, target, chunks)[0]
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=8)
 def _at_once(stream: bytes, target: Carrier) -> bytes:
     return rewritten(stream, target)[0]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -63,7 +64,16 @@ def parse(data: bytes, chunks: int | Sequence[int] | None = None, limits: Limits
 
     :param chunks: feed so many bytes at a time; or cut at these offsets; or feed all at once
     """
+    if chunks is None and limits is None:
+        return _at_once(data)
     told: tuple[list[Event], StreamError | None] = told_by(StreamParser(limits), data, chunks)
+    return Parsed(*told)
+
+
+# Several tests, one after the other, ask the same of one stream.
+@functools.lru_cache(maxsize=4)
+def _at_once(data: bytes) -> Parsed:
+    told: tuple[list[Event], StreamError | None] = told_by(StreamParser(), data)
     return Parsed(*told)
 
 

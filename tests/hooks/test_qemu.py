@@ -117,14 +117,20 @@ BROKEN: dict[str, Reply | None] = {
 }
 
 
-@pytest.mark.parametrize("settings", ["", "require_daemon = no\n", "require_daemon = yes\n"])
-@pytest.mark.parametrize("how", BROKEN)
-@pytest.mark.parametrize(("operation", "sub"), [("migrate", "begin"), ("release", "end")])
+ANSWERS = [
+    *((how, settings, "migrate begin") for how in BROKEN for settings in ("", "require_daemon = yes\n")),
+    *((how, "require_daemon = yes\n", "release end") for how in BROKEN),
+    ("away", "require_daemon = no\n", "migrate begin"),
+    ("away", "", "release end"),
+]
+
+
+@pytest.mark.parametrize(("how", "settings", "operation"), ANSWERS)
 def test_without_an_answer_the_settings_decide(
-    make: Callable[..., Fake], how: str, settings: str, operation: str, sub: str
+    make: Callable[..., Fake], how: str, settings: str, operation: str
 ) -> None:
-    done = make(BROKEN[how], settings).run("g", operation, sub, "-")
-    vetoed = "yes" in settings and sub == "begin"
+    done = make(BROKEN[how], settings).run("g", *operation.split(), "-")
+    vetoed = "yes" in settings and operation == "migrate begin"
     assert (done.returncode, done.stdout) == (int(vetoed), "")
     assert done.stderr.startswith("qmpfilter: the daemon does not answer (")
     assert done.stderr.count("\n") == 1

@@ -16,7 +16,7 @@ import pytest
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import Policy
 from qmpfilter.qmp.destination import Destination
-from qmpfilter.qmp.endpoint import POLL_SECONDS
+from qmpfilter.qmp.endpoint import Endpoint
 from qmpfilter.qmp.migration import Migration
 from qmpfilter.qmp.source import Source
 from qmpfilter.relay.limits import Waits
@@ -29,8 +29,6 @@ WAITS = Waits(connect=2.0, idle=5.0, tail=10.0, linger=1.0)
 NO_NESTING = HostFacts.from_json(
     json.dumps({"schema": "qmpfilter.host/1", "kvm": {"parameters": {"kvm_amd": {"nested": "0"}}}})
 )
-SETTLING = 0.1
-NOTICED = POLL_SECONDS + 0.2
 BEFORE = {"events": False, "return-path": False, "multifd": False, "xbzrle": False}
 
 
@@ -120,19 +118,19 @@ def test_a_lost_connection_stops_nothing(again: bool, which: str, pair: Pair) ->
     qemu: FakeQemu = getattr(pair, which)
     stream = pair.source.held = threading.Event()
     migration = pair.migration()
+    follower: Endpoint = getattr(migration, which)
 
     def lose() -> None:
-        _until(lambda: "migrate-incoming" in pair.destination.names())
-        time.sleep(SETTLING)
+        _until(lambda: _followed(pair))
         (qemu.cut if again else qemu.die)()
-        # Longer than a follower's pause, so that it notices while the migration goes on.
-        time.sleep(NOTICED)
+        # It notices while the migration goes on.
+        _until(lambda: follower.gone or bool(follower.problems))
         stream.set()
 
     threading.Thread(target=lose).start()
     assert asyncio.run(migration.run()) is Outcome.COMPLETED
     assert len(pair.destination.arrived) == len(STREAM)
-    told = getattr(migration, which).as_json()
+    told = follower.as_json()
     assert told["gone"] == (not again)
     if again:
         assert told["problems"] == ["the QMP connection was lost and made again: events in between are not known"]
@@ -144,6 +142,8 @@ def test_a_lost_connection_stops_nothing(again: bool, which: str, pair: Pair) ->
 def test_a_source_that_answers_no_more(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it said before is not told as if it were so in the end."""
     monkeypatch.setattr("qmpfilter.qmp.endpoint._SETTLE_SECONDS", 0.3)
+    # Of waiting for memory, which is not answered either.
+    monkeypatch.setattr("qmpfilter.qmp.migration.MEMORY_SECONDS", 0.3)
     stream = pair.source.held = threading.Event()
     migration = pair.migration()
 
@@ -166,9 +166,8 @@ def test_interrupted(pair: Pair) -> None:
 
     async def run() -> Outcome:
         work = asyncio.create_task(migration.run())
-        while "migrate" not in pair.source.names():
+        while not _followed(pair):
             await asyncio.sleep(0.01)
-        await asyncio.sleep(SETTLING)
         migration.interrupt()
         migration.interrupt()
         assert pair.source.held is not None
@@ -223,6 +222,15 @@ def test_vmcb12_is_read_while_the_tail_is_held(read: bool, pair: Pair) -> None:
     assert asyncio.run(migration.run()) is Outcome.COMPLETED
     assert ("human-monitor-command" in pair.source.names()) == read
     assert migration.report()["vmcb12_pages_read"] == int(read)
+
+
+def _followed(pair: Pair) -> bool:
+    """Both do what they were told to, and were asked how it goes."""
+    for qemu, told in ((pair.source, "migrate"), (pair.destination, "migrate-incoming")):
+        names = [name for name, _ in qemu.commands]
+        if told not in names or "query-migrate" not in names[names.index(told) :]:
+            return False
+    return True
 
 
 def _until(condition: Callable[[], bool]) -> None:

@@ -21,8 +21,8 @@ XML = (
 ).encode()
 PADDING = 64 << 10
 
-# Neither too dull nor too random, and longer than any buffer on the way.
-STREAM = b"QEVM\0\0\0\3" + b"".join(b"%d %d " % (i, i * i * i) for i in range(60_000))
+# Neither too dull nor too random, and longer than any buffer for reading, also when compressed.
+STREAM = b"QEVM\0\0\0\3" + b"".join(b"%d %d " % (i, i * i * i) for i in range(30_000))
 
 COMPRESSED = [format_ for format_ in SaveFormat if format_ not in (SaveFormat.RAW, SaveFormat.SPARSE)]
 

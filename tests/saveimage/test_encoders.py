@@ -41,7 +41,9 @@ def test_programs_and_our_reader_decompress_it(format_: SaveFormat, piece: int, 
 
 
 def test_raw_is_as_it_is(tmp_path: Path) -> None:
-    assert encoded(tmp_path / "out", SaveFormat.RAW, STREAM, 1000) == STREAM
+    # More than is gathered for one write.
+    data = STREAM * 3
+    assert encoded(tmp_path / "out", SaveFormat.RAW, data, 1000) == data
 
 
 @pytest.mark.parametrize("format_", COMPRESSED, ids=lambda item: item.label)

@@ -60,7 +60,7 @@ def in_memory(case: Case, *, control: Mapping[str, int] | None = None, **l2: int
 # --- round trips -------------------------------------------------------------------------------
 
 
-@settings(max_examples=1000)
+@settings(max_examples=10 * settings().max_examples)
 @given(seed=SEEDS)
 def test_every_carrier_gives_the_legacy_page_back(seed: int) -> None:
     legacy, block, subsections = legal(seed)
@@ -74,7 +74,7 @@ def test_every_carrier_gives_the_legacy_page_back(seed: int) -> None:
     assert annex.encode(through) == vmcb_page
 
 
-@settings(max_examples=1000)
+@settings(max_examples=10 * settings().max_examples)
 @given(seed=SEEDS)
 def test_legacy_state_and_its_section_come_back_unchanged(seed: int) -> None:
     legacy, block, subsections = legal(seed)
@@ -85,7 +85,7 @@ def test_legacy_state_and_its_section_come_back_unchanged(seed: int) -> None:
     assert not back.fields
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings().max_examples)
 @given(seed=SEEDS)
 def test_every_register_is_told_of_once(seed: int) -> None:
     counted = Counter(finding.field for finding in to_svm2(*legal(seed)).fields)
@@ -347,7 +347,7 @@ def test_wrong_sizes_are_bugs() -> None:
         to_svm2(GOOD.state, GOOD.block, {}, vmcb12=bytes(PAGE_SIZE - 1))
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(seed=SEEDS, noise=st.integers(0, 40))
 def test_noise_is_converted_or_refused(seed: int, noise: int) -> None:
     random = Random(seed)
@@ -370,8 +370,12 @@ SPOKEN = {
     "efer": "EFER", "cr0": "CR0", "cr2": "CR2", "cr3": "CR3", "cr4": "CR4", "dr6": "DR6", "rflags": "RFL",
     "rip": "RIP", "rsp": "RSP", "rax": "RAX",
 }  # fmt: skip
+# One after the other, so that each is parsed once.
 RECORDINGS = pytest.mark.parametrize(
-    "fixture", [item for item in fixtures() if any(facts["mode"] == "L2" for facts in item.facts["vcpus"])], ids=str
+    "fixture",
+    [item for item in fixtures() if any(facts["mode"] == "L2" for facts in item.facts["vcpus"])],
+    ids=str,
+    scope="module",
 )
 
 

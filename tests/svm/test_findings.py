@@ -186,7 +186,7 @@ def test_a_block_of_the_wrong_length_is_a_bug() -> None:
         examine(None, GOOD.block[:-1], ())
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings().max_examples)
 @given(
     header=st.binary(min_size=8, max_size=8)
     | st.sampled_from([bytes.fromhex("0101000100001080"), bytes.fromhex("0103000100001080")]),

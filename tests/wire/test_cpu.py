@@ -244,7 +244,7 @@ def contents(layout: Layout) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries({name: values_of(field.type) for name, field in layout.fields.items()})
 
 
-@settings(max_examples=10)
+@settings(max_examples=settings().max_examples // 10)
 @given(st.data())
 @pytest.mark.parametrize("layout", [cpu.BLOCK, *(sub.layout for sub in ALL.values())], ids=lambda layout: layout.name)
 def test_parse_undoes_build(layout: Layout, data: st.DataObject) -> None:
@@ -254,7 +254,7 @@ def test_parse_undoes_build(layout: Layout, data: st.DataObject) -> None:
     assert layout.parse(built) == values
 
 
-@settings(max_examples=10)
+@settings(max_examples=settings().max_examples // 10)
 @given(st.binary(min_size=1, max_size=16))
 def test_build_undoes_parse(fill: bytes) -> None:
     block = (fill * cpu.BLOCK.size)[: cpu.BLOCK.size]

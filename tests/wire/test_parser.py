@@ -76,9 +76,10 @@ def _without_ram(events: list[Event]) -> list[Event]:
 
 
 @EVERY_TRANSCRIPT
-def test_cut_at_every_position(name: str) -> None:
+@pytest.mark.parametrize("step", [11, pytest.param(1, marks=pytest.mark.fuzz)])
+def test_cut_at_every_position(name: str, step: int) -> None:
     data = stream(TRANSCRIPTS[name])
-    for cut in range(len(data)):
+    for cut in range(0, len(data), step):
         parsed = parse(data[:cut])
         assert isinstance(parsed.error, TruncatedError), (cut, parsed.error)
         told = rejoined(parsed.events)
