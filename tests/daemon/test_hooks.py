@@ -108,7 +108,7 @@ def test_this_hosts_qemu_never_gets_native_svm2(
     roster.config = replace(roster.config, policy=Policy(mode=Mode(configured), peer_tells=True))
     wanted = f"<metadata><p:policy xmlns:p='urn:qmpfilter:policy:1' mode='{asked}'/></metadata>\n</domain>"
     domain = DomainXml(XML if asked is None else XML.replace("</domain>", wanted))
-    hooks = Hooks(roster, lambda *_: None if allowed is None else Mode(allowed))
+    hooks = Hooks(roster, lambda *_: None if allowed is None else Mode(allowed), Redirects(pytest.fail))
     assert hooks._policy(domain, HostFacts()).mode is Mode(mode)
 
 
