@@ -42,6 +42,11 @@ _PROTOCOLS: Final = {4: "ip", 6: "ip6"}
 _BESIDES: Final = "/usr/sbin:/sbin"
 # What it says without the capability, and where systemd keeps it from netlink.
 _FORBIDDEN: Final = ("Operation not permitted", "Permission denied", "Address family not supported")
+# What it says of an expression whose part of the kernel is not there.
+_LACKING: Final = (
+    "Could not process rule: No such file or directory",
+    "Could not process rule: Operation not supported",
+)
 _FRAME: Final = f"""\
 add table {_TABLE}
 add set {_TABLE} waiting {{ type inet_service; flags timeout; }}
@@ -127,7 +132,7 @@ def apply(script: str, path: str | None = None) -> None:
     :raises HostError: nft is missing, may not do it, or says that it cannot be done
     :raises DeadlineError: it did not end in time, and may have done it all the same
     """
-    program = shutil.which("nft", path=f"{os.environ.get('PATH', '')}:{_BESIDES}" if path is None else path)
+    program = shutil.which("nft", path=f"{os.environ.get('PATH') or os.defpath}:{_BESIDES}" if path is None else path)
     if program is None:
         raise HostError("the program nft is missing: install nftables, or set ingress.nft to false")
     try:
@@ -145,6 +150,8 @@ def apply(script: str, path: str | None = None) -> None:
     said = " ".join(done.stderr.split())[:_SHOWN] or f"it ended with status {done.returncode}"
     if any(one in said for one in _FORBIDDEN):
         raise HostError(f"{program}: {said}: this takes CAP_NET_ADMIN; for the service, {DROP_IN}")
+    if any(one in said for one in _LACKING):
+        raise HostError(f"{program}: {said}: the kernel has to have nft_tproxy, nft_fib_inet and nft_reject_inet")
     raise HostError(f"{program}: {said}")
 
 

@@ -128,7 +128,7 @@ class Redirects:
 
     async def close(self) -> None:
         """At the daemon's end: only what running sessions need stays, for its time."""
-        if self._drop(lambda held: held.until is not None) or self._changed.is_set():
+        if self._drop(lambda held: held.until is not None) or self._changed.is_set() or not self._settled:
             await self._settle()
 
     def _hold(self, session: str, uuid: str, redirect: Redirect, source: float) -> None:

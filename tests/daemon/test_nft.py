@@ -85,6 +85,10 @@ def test_nft_is_given_the_rules_on_its_standard_input(tmp_path: Path) -> None:
     [
         ("echo 'netlink: Error: cache initialization failed: Operation not permitted' >&2; exit 1", nft.DROP_IN),
         ("echo 'Unable to initialize Netlink socket: Address family not supported' >&2; exit 3", nft.DROP_IN),
+        (
+            "echo '-:7:1-9: Error: Could not process rule: No such file or directory' >&2; exit 1",
+            "has to have nft_tproxy",
+        ),
         ("echo '-:1:1-3: Error: syntax error' >&2; echo 'add' >&2; exit 1", "Error: syntax error add$"),
         ("exit 7", "it ended with status 7"),
         ("kill -9 $$", "it ended with status -9"),
