@@ -22,7 +22,7 @@ from qmpfilter.relay.session import SHUT_FAILED
 from tests.helpers.migration import SHUT_OK, STREAM, everything, exactly, sending
 from tests.lab.inhost.waiting import listens, wait_until
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from qmpfilter.errors import HostError
 
 __all__ = ["DaemonProcess"]
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 class DaemonProcess:

@@ -102,6 +102,8 @@ def test_a_qemu_that_has_just_started(tmp_path: Path) -> None:
     timer = threading.Timer(0.1, lambda: started.append(FakeQemu(tmp_path / "qmp").__enter__()))
     timer.start()
     asyncio.run(run())
+    # It may be connected to before the timer's thread has noted it.
+    timer.join(SECONDS)
     started[0].__exit__()
 
 

@@ -23,7 +23,7 @@ from qmpfilter.relay.order import Order
 from qmpfilter.relay.session import SHUT_FAILED
 from tests.helpers.migration import PART, SHUT_OK, STREAM, Ends, everything
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class Rig:
