@@ -111,10 +111,10 @@ def _in_place(section: DeviceSection, nested: SubsectionAt, edit: Edit) -> Devic
     raw = splice(original, splices)
     done = 0
     for one in splices:
-        if raw[done : one.start] != original[done : one.start] or raw[one.start : one.end] != one.new:
+        if not raw.startswith(original[done : one.start], done) or not raw.startswith(one.new, one.start):
             raise BugError(f"{_where(section)} holds other bytes than intended")
         done = one.end
-    if raw[done:] != original[done:]:
+    if not raw.startswith(original[done:], done) or len(raw) != len(original):
         raise BugError(f"{_where(section)} holds other bytes than intended")
     _verify_meaning(section, raw[nested.payload : child.start], raw[child.payload : child.end], edit)
     return DeviceSection(

@@ -109,9 +109,9 @@ def decode(page: bytes, vmcb_pa: int, *, run_pending: bool, gif: bool) -> Svm2St
     """
     if len(page) != PAGE_SIZE:
         raise BugError(f"svm2 annex: a page of {PAGE_SIZE} bytes expected, {len(page)} given")
-    record = page[ANNEX_OFFSET:]
-    if not record.startswith(MAGIC):
+    if not page.startswith(MAGIC, ANNEX_OFFSET):
         return None
+    record = page[ANNEX_OFFSET:]
     told = _INTEGERS.read(record)
     _check(page, record, told, vmcb_pa)
     return Svm2State(

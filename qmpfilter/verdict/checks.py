@@ -10,12 +10,14 @@ as Debian has them.
 
 from __future__ import annotations
 
+import functools
 from typing import Final
 
+from qmpfilter.svm.findings import broken
 from qmpfilter.svm.legacy import FORMAT_SVM, FORMAT_VMX, SIZE_L1, SIZE_L2, SVM_FLAGS, StateFlags
 from qmpfilter.svm.vmcb import EXCEPTIONS, PAGE_SIZE, IntCtl, MiscCtl
 from qmpfilter.verdict.attempt import Attempt
-from qmpfilter.verdict.rule import Rule, Stage, from_findings
+from qmpfilter.verdict.rule import Rule, Stage, from_findings, without_unbroken
 from qmpfilter.verdict.ternary import Ternary, all_of, any_of, negated
 from qmpfilter.verdict.version import Releases
 from qmpfilter.wire import cpu
@@ -309,17 +311,20 @@ _IN_L2: Final = (
 
 
 def applicable(attempt: Attempt) -> tuple[Rule, ...]:
-    """The checks that a migration meets, in order: QEMU's, then the kernel's."""
-    return _AT_LOAD + _AT_SREGS + (() if attempt.has_buffer is False else _nested_state(attempt))
+    """The checks that a migration meets, in order: QEMU's, then the kernel's; of those that are findings, the broken
+    ones."""
+    return _applicable(attempt.has_buffer is not False, attempt.in_l2, broken(attempt.view))
+
+
+@functools.lru_cache(maxsize=64)
+def _applicable(has_buffer: bool, in_l2: bool, found: tuple[str, ...]) -> tuple[Rule, ...]:
+    met = _AT_LOAD + _AT_SREGS + (_AT_NESTED_STATE + (_IN_L2 if in_l2 else ()) if has_buffer else ())
+    return without_unbroken(met, found)
 
 
 def met_by_kernel(attempt: Attempt) -> tuple[Rule, ...]:
     """The checks that KVM makes if it is asked, in order."""
-    return _AT_SREGS + _NESTED_OFF + _nested_state(attempt)
-
-
-def _nested_state(attempt: Attempt) -> tuple[Rule, ...]:
-    return _AT_NESTED_STATE + (_IN_L2 if attempt.in_l2 else ())
+    return _AT_SREGS + _NESTED_OFF + _AT_NESTED_STATE + (_IN_L2 if attempt.in_l2 else ())
 
 
 CHECKS: Final = _AT_LOAD + _AT_SREGS + _NESTED_OFF + _AT_NESTED_STATE + _IN_L2

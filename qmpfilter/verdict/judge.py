@@ -10,7 +10,6 @@ from typing import Final, NamedTuple
 
 from qmpfilter.errors import RecordError
 from qmpfilter.svm import annex
-from qmpfilter.svm.findings import broken as broken_findings
 from qmpfilter.svm.legacy import LegacyState
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.svm.view import View
@@ -171,10 +170,7 @@ def _worst(outcomes: Iterable[Outcome]) -> Outcome | None:
 
 def _told(rules: Iterable[Rule], attempt: Attempt, surely: Answer, perhaps: Answer) -> Iterator[Reason]:
     missing = attempt.missing
-    found = broken_findings(attempt.view)
     for rule in rules:
-        if rule.finding and rule.code not in found:
-            continue
         if missing:
             missing.clear()
         # Most are not broken, and the guest stands still: no call more than needed.

@@ -7,13 +7,15 @@ Sources: as for :mod:`qmpfilter.verdict.checks`; Linux 7.3 arch/x86/kvm/svm/nest
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Final
 
+from qmpfilter.svm.findings import broken
 from qmpfilter.svm.legacy import FORMAT_SVM
 from qmpfilter.svm.vmcb import IntCtl, IntState, MiscCtl
 from qmpfilter.verdict.attempt import Attempt
-from qmpfilter.verdict.rule import EVERY, Rule, Stage, from_findings
+from qmpfilter.verdict.rule import EVERY, Rule, Stage, from_findings, without_unbroken
 from qmpfilter.verdict.ternary import Ternary, all_of, negated
 from qmpfilter.verdict.version import Releases
 
@@ -167,4 +169,9 @@ LOSSES: Final = _EVERY_VCPU + _IN_L2
 
 def losses(attempt: Attempt) -> tuple[Rule, ...]:
     """The rules that have anything to say about an attempt."""
-    return LOSSES if attempt.in_l2 else _EVERY_VCPU
+    return _losses(attempt.in_l2, broken(attempt.view))
+
+
+@functools.lru_cache(maxsize=64)
+def _losses(in_l2: bool, found: tuple[str, ...]) -> tuple[Rule, ...]:
+    return without_unbroken(LOSSES if in_l2 else _EVERY_VCPU, found)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -14,7 +14,7 @@ from qmpfilter.verdict.attempt import Attempt
 from qmpfilter.verdict.ternary import Ternary, all_of
 from qmpfilter.verdict.version import Releases
 
-__all__ = ["EVERY", "Rule", "Stage", "from_findings"]
+__all__ = ["EVERY", "Rule", "Stage", "from_findings", "without_unbroken"]
 
 EVERY: Final = Releases("5.8+")
 """All kernels of the supported range."""
@@ -70,6 +70,14 @@ class Rule:
     def sentence(self, attempt: Attempt) -> str:
         """The text with the attempt's values."""
         return self.text.format(a=attempt, v=attempt.view)
+
+
+def without_unbroken(rules: Iterable[Rule], found: Collection[str]) -> tuple[Rule, ...]:
+    """The rules that may be broken.
+
+    :param found: codes of the findings that are
+    """
+    return tuple(rule for rule in rules if not rule.finding or rule.code in found)
 
 
 def from_findings(code: str, stage: Stage, source: str, kernels: Releases = EVERY) -> Rule:
