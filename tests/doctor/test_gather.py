@@ -110,17 +110,20 @@ def test_program_of_another_machine(tmp_path: Path) -> None:
 
 
 def test_program_that_hangs_is_killed_with_what_it_started(tmp_path: Path) -> None:
-    started = time.monotonic()
     os.mkfifo(tmp_path / "lives")
     reading = os.open(tmp_path / "lives", os.O_RDONLY | os.O_NONBLOCK)
     hanging = _program(tmp_path / "program", f"exec 3>{tmp_path}/lives; echo begun >&3; sleep 60 & sleep 60")
-    assert ask_version(hanging, 0.5) == (False, "it did not answer within 0.5 s")
-    assert time.monotonic() - started < 10
     with open(reading, "rb", buffering=0) as lives:
+        # On a busy machine it may be over before it began.
+        for seconds in (0.5, 5.0, 50.0):
+            started = time.monotonic()
+            assert ask_version(hanging, seconds) == (False, f"it did not answer within {seconds:g} s")
+            assert time.monotonic() - started < seconds + SECONDS
+            if select.select([lives], [], [], 0)[0]:
+                break
+        assert lives.read(100) == b"begun\n"
         os.set_blocking(reading, True)
         # The end comes when nobody has it open any more.
-        assert select.select([lives], [], [], SECONDS)[0]
-        assert lives.read(100) in (b"begun\n", b"")
         assert select.select([lives], [], [], SECONDS)[0]
         assert lives.read(100) == b""
 
