@@ -143,12 +143,14 @@ def is_loopback(address: TcpAddress) -> bool:
 def local_addresses(proc: Path = Path("/proc")) -> list[str]:
     """This host's own addresses by which others reach it: none of loopback, and none that needs a zone."""
     found: list[str] = []
-    before = ""
+    leaf = ""
     try:
         for line in (proc / "self/net/fib_trie").read_text().splitlines():
-            if "/32 host LOCAL" in line:
-                found.append(before)
-            before = line.rpartition("-- ")[2]
+            # Below a leaf are its routes: several where an address is on several interfaces.
+            if "|-- " in line:
+                leaf = line.rpartition("-- ")[2]
+            elif "/32 host LOCAL" in line:
+                found.append(leaf)
     except FileNotFoundError:
         pass
     found += [

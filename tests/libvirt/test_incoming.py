@@ -100,6 +100,35 @@ def test_another_network_is_said(proc: Proc) -> None:
         find_incoming(UUID, proc=proc.root)
 
 
+FIB_TRIE = """\
+Main:
+  +-- 0.0.0.0/0 3 0 5
+     |-- 0.0.0.0
+        /0 universe UNICAST
+     +-- 10.9.0.0/29 2 0 2
+        |-- 10.9.0.1
+           /32 host LOCAL
+           /32 host LOCAL
+        |-- 10.9.0.2
+           /32 link UNICAST
+     |-- 127.0.0.1
+        /32 host LOCAL
+     |-- 169.254.7.7
+        /32 host LOCAL
+     |-- 192.0.2.2
+        /32 host LOCAL
+Local:
+     |-- 192.0.2.2
+        /32 host LOCAL
+"""
+
+
+def test_own_addresses_also_one_that_is_on_several_interfaces(tmp_path: Path) -> None:
+    (tmp_path / "self/net").mkdir(parents=True)
+    (tmp_path / "self/net/fib_trie").write_text(FIB_TRIE)
+    assert local_addresses(tmp_path) == ["10.9.0.1", "192.0.2.2"]
+
+
 def test_this_machine_has_none() -> None:
     assert find_incoming("no such uuid") is None
     assert all(not is_loopback(TcpAddress(host, 1)) for host in local_addresses())
