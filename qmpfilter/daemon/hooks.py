@@ -75,7 +75,8 @@ class Hooks:
         }
 
     def learn(self) -> None:
-        """Look at this host, in the background."""
+        """Look at this host, in the background. What it accepts may change while the daemon runs: modules are loaded
+        again, QEMUs are upgraded."""
         self._facts = asyncio.create_task(asyncio.to_thread(lambda: gather().facts))
 
     async def answer(self, request: Request) -> _Answer:
@@ -114,6 +115,7 @@ class Hooks:
         if self._is_off:
             return {}
         self._policy(domain, HostFacts())
+        self.learn()
         name = self._announced[domain.uuid] = new_name()
         coming = Arrival(
             session=name,
@@ -167,6 +169,7 @@ class Hooks:
         """An image is about to be restored: whether this host takes what is in it."""
         if self._is_off:
             return {}
+        self.learn()
         policy = self._policy(domain, await self._known())
         await asyncio.to_thread(check_image, domain.uuid, policy)
         return {}

@@ -45,7 +45,7 @@ _log: Final = logging.getLogger(__name__)
 _WATCH_SECONDS: Final = 2.0
 _AGAIN_SECONDS: Final = 1.0
 _HANGS_SECONDS: Final = 15.0
-_LOOK_SECONDS: Final = 600.0
+_LOOK_SECONDS: Final = 60.0
 _SUM_SECONDS: Final = 60.0
 _BEATS: Final = 3
 """Signs of life for each lease."""

@@ -7,6 +7,7 @@ import asyncio
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,6 +56,22 @@ def test_what_arrives_is_named_in_its_metadata(roster: Roster) -> None:
     assert found.host == socket.gethostname()
     assert found.records == str(roster.config.state / "records" / found.session)
     assert roster.is_free(found.session)
+
+
+def test_this_host_is_looked_at_anew_for_each_arrival(roster: Roster, monkeypatch: pytest.MonkeyPatch) -> None:
+    releases = iter(("6.1.1", "6.12.1"))
+    monkeypatch.setattr(hooks, "gather", lambda: SimpleNamespace(facts=HostFacts(kernel_release=next(releases))))
+    request = {"operation": "migrate", "sub": "begin", "extra": "-", "domain": "g", "xml": XML}
+
+    async def arrive_twice() -> list[str | None]:
+        asked = Hooks(roster, lambda *_: None, Redirects(pytest.fail))
+        found = []
+        for _ in range(2):
+            await asked.answer(Request(dict(request)))
+            found.append((await asked._known()).kernel_release)
+        return found
+
+    assert asyncio.run(arrive_twice()) == ["6.1.1", "6.12.1"]
 
 
 def test_a_second_arrival_takes_the_place_of_the_first(roster: Roster) -> None:
