@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How a stream is withdrawn in words: a section that no QEMU knows, named by the reason.
 
-A destination that meets it fails, and says the section's name: on its stderr, which libvirt passes on to whoever
-asked for the migration. That is the only text of ours that reaches a person who knows nothing of a filter.
+A destination that meets it fails, and says the section's name: the only text of ours that reaches a person who knows
+nothing of a filter. QEMU 7.2 says it on its stderr and ends, so that libvirt 9.0 passes it on to whoever asked for
+the migration; 10.0 says it there and stays, and libvirt 11.3 passes on an error without the name; 11.1 has it in its
+error.
 
 Source: QEMU 10.2.2 migration/savevm.c:2559-2606 (qemu_loadvm_section_start_full: the name is looked up before
 instance and version mean anything), 1004-1024 (the header); the same in 7.2 and 11.1.
