@@ -29,16 +29,22 @@ PORTS = range(20000, 32000)
 
 
 class Certificates:
-    """A CA in a directory, and what it signed: `server` and `client`, each a file with certificate and key."""
+    """A CA in a directory, and what it signed: `server` and `client`, each a file with certificate and key.
 
-    def __init__(self, directory: Path) -> None:
+    :param also: under which address the server is known besides its own
+    """
+
+    def __init__(self, directory: Path, *also: str) -> None:
         directory.mkdir()
         self.ca, ca_key = directory / "ca.pem", directory / "ca.key"
-        _openssl("-keyout", ca_key, "-out", self.ca, "-subj", f"/CN={directory.name}")
+        # Python takes no authority without this, from 3.13 on.
+        signs = ("-addext", "keyUsage=critical,keyCertSign")
+        _openssl("-keyout", ca_key, "-out", self.ca, "-subj", f"/CN={directory.name}", *signs)
         self.server, self.client = directory / "server.pem", directory / "client.pem"
         for file in (self.server, self.client):
             key = file.with_suffix(".key")
-            extensions = ("-addext", f"subjectAltName=IP:{HOST}", "-addext", "basicConstraints=critical,CA:FALSE")
+            names = ",".join(f"IP:{address}" for address in (HOST, *also))
+            extensions = ("-addext", f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:FALSE")
             _openssl(
                 "-keyout",
                 key,
@@ -88,6 +94,10 @@ class Etcd:
     @property
     def address(self) -> str:
         return f"etcd:https://{HOST}:{self.port}"
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None
 
     def start(self) -> None:
         """With the data that it had."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from itertools import chain
 from typing import Any, Final, TypeVar
 
-from .cables import Cable, address, cables
+from .cables import Outlet, Wire, address, cables
 from .emulator import AGAIN, EmulatedHost, EmulatorError, Result
 from .guest.build import build_guest
 from .hosts import Host, emulator, host_image
@@ -49,6 +49,7 @@ XML: Final = f"""<domain type='kvm'>
   </devices>
 </domain>
 """
+NPT: Final = "modprobe -r kvm_amd && modprobe kvm_amd nested=1 npt={}"
 _LIST: Final = ("list", "--all", "--name")
 _T = TypeVar("_T")
 _Result = TypeVar("_Result")
@@ -60,12 +61,12 @@ class Member(EmulatedHost):
     It is not booted again for a job that is not answered: the guests and daemons that the job is about would be gone.
     """
 
-    def __init__(self, host: Host, addresses: Mapping[str, str], ends: Sequence[Cable]) -> None:
-        self.name = host.name
-        self.address = addresses[host.name]
-        wires = {cable.card: cable.peer for cable in ends}
-        self._spec = {"name": host.name, "addresses": dict(addresses), "cables": wires}
-        super().__init__(host_image(host), emulator(), ends)
+    def __init__(self, name: str, host: Host, addresses: Mapping[str, str], wires: Sequence[Wire]) -> None:
+        self.name = name
+        self.address = addresses[name]
+        ends = {wire.card: (wire.own, wire.peer) for wire in wires}
+        self._spec = {"name": name, "addresses": dict(addresses), "wires": ends}
+        super().__init__(host_image(host), emulator(), wires)
 
     def _boot(self) -> None:
         super()._boot()
@@ -159,23 +160,34 @@ class Journey:
         self.rounds = self.here.wait_for_rounds(self.rounds | self.here.rounds())
 
 
+def _numbered(name: str, before: int) -> str:
+    return f"{name}{before + 1}" if before else name
+
+
 def migrate(there: Member, *flags: str) -> Sequence[str]:
     """What virsh is told."""
     return ["migrate", "--live", *flags, DOMAIN, f"qemu+tcp://{there.name}/system"]
 
 
 class Cluster:
-    """Hosts that reach each other by name. Use as a context manager: all end with the block."""
+    """Hosts that reach each other by name. Use as a context manager: all end with the block.
 
-    def __init__(self, *hosts: Host) -> None:
-        addresses = {host.name: address(number) for number, host in enumerate(hosts)}
+    :param hosts: each with its own name, a further one of the same kind with a number behind it
+    :param outlet: a port of this machine that all of them reach
+    """
+
+    def __init__(self, *hosts: Host, outlet: int | None = None) -> None:
+        names = [_numbered(host.name, hosts[:number].count(host)) for number, host in enumerate(hosts)]
+        addresses = {name: address(number) for number, name in enumerate(names)}
+        outlets: list[Wire] = [] if outlet is None else [Outlet(outlet)]
         with ExitStack() as stack:
             ends = cables(len(hosts))
             for cable in chain.from_iterable(ends):
                 stack.callback(cable.end.close)
 
             def boot(number: int) -> None:
-                self.members[number] = stack.enter_context(Member(hosts[number], addresses, ends[number]))
+                wires = [*ends[number], *outlets]
+                self.members[number] = stack.enter_context(Member(names[number], hosts[number], addresses, wires))
 
             self.members: dict[int, Member] = {}
             each(boot, range(len(hosts)))
@@ -187,8 +199,9 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def __getitem__(self, host: Host) -> Member:
-        return next(member for member in self.members.values() if member.name == host.name)
+    def __getitem__(self, host: Host | str) -> Member:
+        name = host if isinstance(host, str) else host.name
+        return next(member for member in self.members.values() if member.name == name)
 
     def restart(self) -> None:
         """Boots all of them again, whatever they were doing."""
@@ -202,6 +215,17 @@ class Cluster:
         self[host].create(xml)
         rounds = self[host].wait_for_rounds(dict.fromkeys(range(len(modes)), 0))
         return Journey(self[host], rounds)
+
+
+@contextmanager
+def without_npt(host: Member) -> Iterator[None]:
+    """Without nested paging of its own a host offers none to an L1, and refuses an L2 that has it."""
+    try:
+        host.run(["sh", "-c", NPT.format(0)], {}, SECONDS)
+        yield
+    finally:
+        host.clear()
+        host.run(["sh", "-c", NPT.format(1)], {}, SECONDS)
 
 
 def each(action: Callable[[_T], _Result], among: Iterable[_T]) -> list[_Result]:

@@ -10,9 +10,11 @@ import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
+from tests.helpers.etcd import Certificates, Etcd
+from tests.lab.cables import SERVICE
 from tests.lab.cluster import Cluster
 from tests.lab.emulator import EmulatedHost
-from tests.lab.hosts import HOSTS
+from tests.lab.hosts import HOSTS, MID
 from tests.lab.svm2 import SVM2_HOSTS, boot
 
 
@@ -31,9 +33,17 @@ def svm2_host(request: pytest.FixtureRequest) -> Iterator[EmulatedHost]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """All three stock hosts on one network, booted once for all the tests that use it."""
-    with Cluster(*HOSTS.values()) as hosts:
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    """A server that a cluster's hosts reach."""
+    directory = tmp_path_factory.mktemp("etcd")
+    with Etcd(directory / "server", Certificates(directory / "certificates", SERVICE)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cluster(etcd: Etcd) -> Iterator[Cluster]:
+    """All three stock hosts and another MID on one network, booted once for all the tests that use it."""
+    with Cluster(*HOSTS.values(), MID, outlet=etcd.port) as hosts:
         yield hosts
 
 

@@ -11,13 +11,11 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Final, TypeVar
 
-from .cluster import Cluster, Journey, Member
+from .cluster import NPT, SECONDS, Cluster, Journey, Member
 from .hosts import MID, OLD, host_image
 from .passage import PORT, Passage, by_source, command, facts
-from .svm2 import LOAD_SECONDS
 
 _BEAT: Final = 20.0
-_WITHOUT_NPT: Final = "modprobe -r kvm_amd && modprobe kvm_amd nested=1 npt=0"
 _T = TypeVar("_T")
 
 
@@ -41,7 +39,7 @@ def main(directory: Path) -> None:
         _goes_on(journey)
 
         say("now 'old' loses nested paging, which one of them needs; its QEMU would take the guest and break it")
-        old.run(["sh", "-c", _WITHOUT_NPT], {}, LOAD_SECONDS)
+        old.run(["sh", "-c", NPT.format(0)], {}, SECONDS)
         kept = _migrate(journey, old, directory / "kept.json")
         if kept.status == 0:
             raise SystemExit("virsh should not have migrated the guest")

@@ -14,11 +14,12 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, NamedTuple, Self, TextIO
 
-from .cables import Cable
+from .cables import Wire
 from .hosts import Host, HostImage, Rootfs
 from .inhost import agent
 
@@ -63,16 +64,16 @@ class EmulatedHost:
     of their own code.
 
     :cvar init: process 1, and what more the kernel is told
-    :param cables: their ends at this host, each with a network card
+    :param wires: what it is plugged into, each with a network card
     """
 
     init = "/lab-init"
 
-    def __init__(self, image: HostImage, emulator: Rootfs, cables: Sequence[Cable] = ()) -> None:
+    def __init__(self, image: HostImage, emulator: Rootfs, wires: Sequence[Wire] = ()) -> None:
         self.host: Host = image.host
         self.image = image
         self._emulator = emulator
-        self._cables = cables
+        self._wires = wires
         self._directory = Path(mkdtemp(prefix=f"lab-{image.host.name}-"))
         self._serial = self._directory / "serial"
         self._errors = self._directory / "stderr"
@@ -187,9 +188,9 @@ class EmulatedHost:
             *("-device", "virtserialport,chardev=port,name=lab"),
             *("-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"),
         ]
-        for number, cable in enumerate(self._cables):
-            argv += ["-netdev", f"dgram,id=cable{number},local.type=fd,local.str={cable.end.fileno()}"]
-            argv += ["-device", f"virtio-net-pci,netdev=cable{number},mac={cable.card},romfile="]
+        for number, wire in enumerate(self._wires):
+            argv += ["-netdev", f"{wire.backend},id=wire{number}"]
+            argv += ["-device", f"virtio-net-pci,netdev=wire{number},mac={wire.card},romfile="]
         with self._errors.open("wb") as errors:
             self._process = subprocess.Popen(
                 argv,
@@ -197,7 +198,7 @@ class EmulatedHost:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                pass_fds=[port, monitor, *(cable.end.fileno() for cable in self._cables)],
+                pass_fds=[port, monitor, *chain.from_iterable(wire.descriptors for wire in self._wires)],
             )
 
     def _exchange(self, job: dict[str, Any] | None, archive: bytes, seconds: float) -> tuple[dict[str, Any], bytes]:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 from xml.etree import ElementTree
 
 from qmpfilter.libvirt.arrival import NAMESPACE, Arrival
@@ -22,14 +23,19 @@ _HOOK: Final = Path(__file__).parents[2] / "hooks/qemu"
 _HOOKS: Final = "/etc/libvirt/hooks/qemu.d/50-qmpfilter"
 # An emulated processor is slow, and what is to be filtered must not pass for that.
 _HOOK_CONF: Final = b"deadline = 120\nrequire_daemon = yes\n"
-_TOML: Final = b"[ingress]\nrequired = true\n"
+_TOML: Final = "[ingress]\nrequired = true\n"
+_CONFIGURATION: Final = "/etc/qmpfilter"
 _START: Final = f"""
 set -e
-mkdir -p /etc/qmpfilter
-cp hook.conf qmpfilter.toml /etc/qmpfilter
+rm -rf {_CONFIGURATION}
+mkdir -p {_CONFIGURATION}
+cp {{names}} {_CONFIGURATION}
 setsid env PYTHONPATH={{package}} python3 -m qmpfilter run >/run/qmpfilter.log 2>&1 &
 echo $! >/run/qmpfilter.pid
-until test -S /run/qmpfilter/control.sock; do kill -0 $(cat /run/qmpfilter.pid) || exit 1; sleep 0.2; done
+until test -S /run/qmpfilter/control.sock; do
+    kill -0 $(cat /run/qmpfilter.pid) || {{{{ cat /run/qmpfilter.log; exit 1; }}}}
+    sleep 0.2
+done
 install -m 755 qemu {_HOOKS}
 """
 _STOP: Final = f"""
@@ -41,24 +47,41 @@ _TOLD: Final = """
 report=/var/lib/qmpfilter/sessions/{session}.json
 until test -e $report; do sleep 0.2; done
 cp $report out/report.json
-cp {records}/*.svm2 out
+test ! -e {records} || cp {records}/*.svm2 out
 """
 
 
+class Configuration(NamedTuple):
+    """What a member's daemon is told.
+
+    :param toml: added to its configuration
+    :param files: beside that, by name
+    """
+
+    toml: str = ""
+    files: Mapping[str, bytes] = MappingProxyType({})
+
+
 @contextmanager
-def hooked(cluster: Cluster) -> Iterator[None]:
-    """With both on all members."""
+def hooked(
+    cluster: Cluster, configure: Callable[[Member], Configuration] = lambda _: Configuration()
+) -> Iterator[None]:
+    """With both on all members.
+
+    :param configure: what each is told
+    """
     members = cluster.members.values()
     try:
-        each(_start, members)
+        each(lambda member: _start(member, configure(member)), members)
         yield
     finally:
         each(lambda member: member.run(["sh", "-c", _STOP], {}, SECONDS), members)
 
 
-def _start(member: Member) -> None:
-    files = {"qemu": _HOOK.read_bytes(), "hook.conf": _HOOK_CONF, "qmpfilter.toml": _TOML}
-    member.run(["sh", "-c", _START.format(package=installed(member))], files, SECONDS)
+def _start(member: Member, configuration: Configuration) -> None:
+    told = {"hook.conf": _HOOK_CONF, "qmpfilter.toml": f"{_TOML}{configuration.toml}".encode(), **configuration.files}
+    start = _START.format(package=installed(member), names=" ".join(told))
+    member.run(["sh", "-c", start], {"qemu": _HOOK.read_bytes(), **told}, SECONDS)
 
 
 @dataclass(frozen=True)

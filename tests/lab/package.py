@@ -7,13 +7,21 @@ import io
 import zipfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
 
 from .emulator import EmulatedHost, Result
 
-# Imported by what runs inside of hosts, and pure Python.
-PACKAGES = ("qmpfilter", "construct", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp")
+# Imported by what runs inside of hosts, and Python, or with Python that does the same where it is not.
+PACKAGES = (
+    "qmpfilter", "construct", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp",
+    # for a store in etcd
+    "etcd3gw", "futurist", "debtcollector", "wrapt", "pbr",
+    "requests", "urllib3", "certifi", "idna", "charset_normalizer",
+)  # fmt: skip
+# They ask for their own version.
+WITH_METADATA = ("debtcollector", "etcd3gw", "futurist")
 INSTALL_SECONDS = 120.0
 PLACE = "/opt/qmpfilter"
 _ZIP = "qmpfilter.zip"
@@ -31,6 +39,9 @@ def _packed_package() -> bytes:
             above = name.split(".")[:-1]
             for file in sorted(directory.rglob("*.py")):
                 archive.write(file, file.relative_to(directory.parents[len(above)]))
+        for name in WITH_METADATA:
+            found = distribution(name)
+            archive.writestr(f"{name}-{found.version}.dist-info/METADATA", found.read_text("METADATA") or "")
     return packed.getvalue()
 
 

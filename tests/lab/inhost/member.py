@@ -3,8 +3,8 @@
 
 QEMU waits for migrations where no other host reaches it, so that none comes past a filter unseen.
 
-The specification has the host's ``name``, the addresses of all members by name as ``addresses``, and ``cables``: the
-address at the other end by the hardware address of the card at this one.
+The specification has the host's ``name``, the addresses of all members by name as ``addresses``, and ``wires``: by
+the hardware address of the card at this end, the addresses at this and at the other end.
 """
 
 from __future__ import annotations
@@ -43,11 +43,10 @@ _UUID = "6c616200-6c61-4000-8000-{:012x}"
 def join(spec: dict[str, Any]) -> None:
     """Raises CalledProcessError, TimeoutError."""
     names = list(spec["addresses"])
-    address = spec["addresses"][spec["name"]]
     lines = ["127.0.0.1 localhost", *(f"{there} {name}" for name, there in spec["addresses"].items())]
     Path("/etc/hosts").write_text("".join(f"{line}\n" for line in lines))
     socket.sethostname(spec["name"])
-    _connect(address, spec["cables"])
+    _connect(spec["wires"])
     # Machines without DMI have no UUID of their own, and a host refuses a guest from one of the same.
     uuid = _UUID.format(names.index(spec["name"]))
     Path("/etc/libvirt/libvirtd.conf").write_text(DAEMON_CONFIGURATION.format(uuid=uuid))
@@ -58,13 +57,13 @@ def join(spec: dict[str, Any]) -> None:
     wait_until(_answers, SECONDS, "an answer of libvirtd", 0.5)
 
 
-def _connect(address: str, cables: dict[str, str]) -> None:
+def _connect(wires: dict[str, list[str]]) -> None:
     subprocess.run(["modprobe", "virtio_net"], check=True, timeout=SECONDS)
-    wait_until(lambda: cables.keys() <= _cards().keys(), SECONDS, "the network cards", 0.2)
+    wait_until(lambda: wires.keys() <= _cards().keys(), SECONDS, "the network cards", 0.2)
     cards = _cards()
-    for card, peer in cables.items():
+    for card, (own, peer) in wires.items():
         ip = ["ip", "-batch", "-"]
-        lines = f"address add {address} peer {peer}/32 dev {cards[card]}\nlink set {cards[card]} up\n"
+        lines = f"address add {own} peer {peer}/32 dev {cards[card]}\nlink set {cards[card]} up\n"
         subprocess.run(ip, input=lines, text=True, check=True, timeout=SECONDS)
 
 
