@@ -74,11 +74,6 @@ class Hooks:
             ("release", "end"): self._forget,
         }
 
-    def learn(self) -> None:
-        """Look at this host, in the background. What it accepts may change while the daemon runs: modules are loaded
-        again, QEMUs are upgraded."""
-        self._facts = asyncio.create_task(asyncio.to_thread(lambda: gather().facts))
-
     async def answer(self, request: Request) -> _Answer:
         """What a hook is told.
 
@@ -115,7 +110,7 @@ class Hooks:
         if self._is_off:
             return {}
         self._policy(domain, HostFacts())
-        self.learn()
+        self._look()
         name = self._announced[domain.uuid] = new_name()
         coming = Arrival(
             session=name,
@@ -169,7 +164,7 @@ class Hooks:
         """An image is about to be restored: whether this host takes what is in it."""
         if self._is_off:
             return {}
-        self.learn()
+        self._look()
         policy = self._policy(domain, await self._known())
         await asyncio.to_thread(check_image, domain.uuid, policy)
         return {}
@@ -200,9 +195,14 @@ class Hooks:
     def _is_off(self) -> bool:
         return self._roster.config.kill_switch.exists()
 
+    def _look(self) -> None:
+        """Look at this host, in the background. What it accepts may change while the daemon runs: modules are loaded
+        again, QEMUs are upgraded."""
+        self._facts = asyncio.create_task(asyncio.to_thread(lambda: gather().facts))
+
     async def _known(self) -> HostFacts:
         if self._facts is None:
-            self.learn()
+            self._look()
         assert self._facts is not None
         return await asyncio.shield(self._facts)
 

@@ -143,7 +143,6 @@ class _Daemon:
         if self._config.ingress.nft:
             origins = [session.origin for session in self._roster.running()]
             await self._redirects.adopt(origins, self._config.waits.source)
-        self._hooks.learn()
         await self._control.start()
         _log.info("qmpfilter %s answers at %s", __version__, self._config.socket)
         self._notifier.say(READY="1", STATUS="waits for migrations")
@@ -302,7 +301,6 @@ class _Daemon:
             if getattr(config, what) != getattr(self._config, what):
                 raise HostError(f"{key} cannot change while the daemon runs: restart it")
         self._config = self._roster.config = config
-        self._hooks.learn()
         if self._metrics is not None:
             self._metrics.configured(config.policy.mode)
         _log.info("configuration read: %s", ", ".join(map(str, config.files)) or "defaults")
