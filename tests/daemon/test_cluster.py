@@ -91,8 +91,7 @@ def hosts_of(daemon: DaemonProcess) -> int:
 def cluster(started: Cluster) -> Cluster:
     """All three run, and both rings are at annex."""
     for daemon in started.daemons.values():
-        if daemon.process.poll() is not None:
-            daemon.start()
+        daemon.revived()
     started.a.until(lambda: all(hosts_of(one) == 3 for one in started.daemons.values()), "three hosts to be listed")
     baseline = started.board.counts().whole
     fresh = rollout({"canary": Mode.ANNEX, "main": Mode.ANNEX}, thresholds=Thresholds(1))

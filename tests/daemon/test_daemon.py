@@ -31,9 +31,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]
 @pytest.fixture
 def daemon(started: DaemonProcess) -> DaemonProcess:
     """The one of all these tests, and its next if that was ended."""
-    if started.process.poll() is not None:
-        started.start()
-    return started
+    return started.revived()
 
 
 @pytest.fixture

@@ -59,6 +59,12 @@ class DaemonProcess:
         self.until(lambda: self.process.poll() is not None or self._answers(), "its start")
         assert self.process.poll() is None, self.log()
 
+    def revived(self) -> Self:
+        """Itself, started again if it has ended."""
+        if self.process.poll() is not None:
+            self.start()
+        return self
+
     def __enter__(self) -> Self:
         return self
 

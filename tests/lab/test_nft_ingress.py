@@ -263,9 +263,7 @@ def started(networks: tuple[str, str], tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def daemon(started: DaemonProcess) -> DaemonProcess:
     """The one of these tests, and its next if that was ended."""
-    if started.process.poll() is not None:
-        started.start()
-    return started
+    return started.revived()
 
 
 def none_left(network: str) -> None:
