@@ -24,8 +24,13 @@ UNTIL_IT_COMES: Final = "until ls /run/qmpfilter/sessions/* >/dev/null 2>&1; do 
 
 
 def mode_of(journey: Journey, there: Member) -> str:
-    """Has it migrated, and tells in which mode that was; what each mode leaves is there."""
+    """Has it migrated, and tells in which mode that was."""
     journey.go(there)
+    return mode_at(there)
+
+
+def mode_at(there: Member) -> str:
+    """In which mode it came; what each mode leaves is there."""
     arrived = arrival_at(there)
     report: dict[str, Any] = arrived.report
     assert report["outcome"] == "completed"
@@ -43,7 +48,7 @@ def go_while_the_store_dies(journey: Journey, there: Member, etcd: Etcd) -> str:
 
     each(lambda do: do(), [lambda: journey.here.virsh(*migrate(there)), kill])
     journey.arrived(there)
-    return str(arrival_at(there).report["mode"])
+    return mode_at(there)
 
 
 @once_more
