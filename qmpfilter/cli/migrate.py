@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import click
@@ -19,6 +20,13 @@ from qmpfilter.relay.pair import Pairing
 __all__ = ["migrate"]
 
 _PACE: Final = ("timeout", "timeout_suspend", "timeout_postcopy", "postcopy_after_precopy")
+
+
+def _onward(given: Mapping[str, Any]) -> str:
+    """Where the relay goes on to, as far as it was said."""
+    if given["qmp"] is None:
+        return given["onward"] or ""
+    return "".join(given["ends"][-1:])
 
 
 @click.command()
@@ -52,7 +60,7 @@ _PACE: Final = ("timeout", "timeout_suspend", "timeout_postcopy", "postcopy_afte
     help="Read VMCB12 from the stopped source's memory where the stream leaves something to be guessed.",
 )
 @pair_options
-@policy_options()
+@policy_options(onward=_onward)
 def migrate(
     ends: tuple[str, ...],
     qmp: str | None,

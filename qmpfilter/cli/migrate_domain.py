@@ -24,7 +24,7 @@ from qmpfilter.libvirt.options import Flag, wanted
 from qmpfilter.libvirt.outlook import REGISTERS, outlook, svm_use
 from qmpfilter.libvirt.route import Route, check_source_is_here, choose_route, parse_onward, without_questions
 from qmpfilter.qmp.whereabouts import Whereabouts
-from qmpfilter.relay.address import PairAddress, parse_address
+from qmpfilter.relay.address import parse_address
 from qmpfilter.relay.pair import Pairing, check_certificates
 from qmpfilter.relay.report import as_text
 from qmpfilter.relay.session import Outcome
@@ -84,6 +84,7 @@ class _Command:
         flags, parameters = wanted(request.given)
         relay_at = None if request.relay_at is None else parse_address(request.relay_at)
         onward = None if request.onward is None else parse_onward(request.onward)
+        check_certificates(None, onward, request.pairing)
         loop, main = asyncio.get_running_loop(), asyncio.current_task()
         assert main is not None
 
@@ -105,7 +106,6 @@ class _Command:
                 route, listener = await asyncio.to_thread(
                     choose_route, request.desturi, flags, parameters, relay_at, onward
                 )
-                check_certificates(None, route.onward, request.pairing)
                 if request.dry_run:
                     listener.close()
                     return await self._say_what_would_be(ends, domain, route, flags)
@@ -121,7 +121,7 @@ class _Command:
             route,
             listener,
             flags,
-            replace(choices.policy, peer_tells=isinstance(route.onward, PairAddress)),
+            choices.policy,
             choices.waits,
             pace=self._request.pace,
             is_off=KILL_SWITCH.exists,

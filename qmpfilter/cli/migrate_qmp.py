@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import replace
 from typing import Final
 
 import click
@@ -14,12 +13,11 @@ from qmpfilter.cli.interrupt import on_signal
 from qmpfilter.cli.migration_progress import MigrationProgress
 from qmpfilter.cli.output import write_out
 from qmpfilter.cli.policy_options import EXIT_IN_DOUBT, EXIT_STAYED, KILL_SWITCH, STATUS, Choices
-from qmpfilter.qmp.destination import Destination
+from qmpfilter.qmp.destination import parse_target
 from qmpfilter.qmp.endpoint import Endpoint
 from qmpfilter.qmp.migration import Migration
 from qmpfilter.qmp.source import Source
 from qmpfilter.qmp.whereabouts import Whereabouts
-from qmpfilter.relay.address import QMP, PairAddress, parse_listening
 from qmpfilter.relay.pair import Pairing, check_certificates
 from qmpfilter.relay.report import as_text
 from qmpfilter.relay.session import Outcome
@@ -40,12 +38,12 @@ def migrate_qmp(qmp: str, target: str, read_memory: bool, choices: Choices, pair
     :param target: an address, also with ``pair:`` before it, or ``qmp:`` and the QMP socket of the destination
     :raises QmpfilterError: nothing was begun
     """
-    onward = Destination(target.removeprefix(QMP)) if target.startswith(QMP) else parse_listening(target)
+    onward = parse_target(target)
     check_certificates(None, onward, pairing)
     migration = Migration(
         Source(qmp, leave_return_path=choices.policy.without_return_path),
         onward,
-        replace(choices.policy, peer_tells=isinstance(onward, PairAddress)),
+        choices.policy,
         choices.waits,
         is_off=KILL_SWITCH.exists,
         read_memory=read_memory,

@@ -108,10 +108,13 @@ _OPTIONS: Final = (
 )
 
 
-def policy_options(defaults: Waits | None = None) -> Callable[[Callable[..., int]], Callable[..., int]]:
+def policy_options(
+    defaults: Waits | None = None, *, onward: Callable[[Mapping[str, Any]], str] = lambda _: ""
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Give a command the options, and what they say as its parameter `choices`. The innermost decorator.
 
     :param defaults: deadlines of this command
+    :param onward: told the other parameters, the address where another filter may be
     """
     usual = Waits() if defaults is None else defaults
 
@@ -134,7 +137,7 @@ def policy_options(defaults: Waits | None = None) -> Callable[[Callable[..., int
                 facts=HostFacts() if host is None else HostFacts.from_json(host.read_text(encoding="utf-8")),
                 accepted=LOST_ANYWAY | set(accept),
                 without_return_path=allow_no_return_path,
-                peer_tells=str(others.get("connect", "")).startswith(PAIR),
+                peer_tells=onward(others).startswith(PAIR),
             )
             waits = replace(usual, **_seconds(deadlines))
             return command(choices=Choices(policy, waits, report, _given()), **others)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from operator import itemgetter
 
 import click
 
@@ -31,7 +32,7 @@ __all__ = ["relay"]
 @click.option(
     "--domain", metavar="UUID", default="", help="The guest: one that a pair: address knows as another is refused."
 )
-@policy_options()
+@policy_options(onward=itemgetter("connect"))
 def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain: str) -> int:
     """Relay one migration: wait for a source at LISTEN, and pass it on to the destination at CONNECT.
 

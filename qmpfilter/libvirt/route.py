@@ -17,7 +17,15 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from qmpfilter.errors import HostError
 from qmpfilter.libvirt.options import Flag
-from qmpfilter.relay.address import PAIR, Address, PairAddress, TcpAddress, UnixAddress, parse_address
+from qmpfilter.relay.address import (
+    Address,
+    Listening,
+    PairAddress,
+    TcpAddress,
+    UnixAddress,
+    parse_address,
+    parse_listening,
+)
 
 __all__ = [
     "PORTS",
@@ -50,7 +58,7 @@ class Route:
     """
 
     listen: Address
-    onward: Address | PairAddress
+    onward: Listening
     parameters: dict[str, Any]
 
 
@@ -61,15 +69,13 @@ def check_source_is_here(uri: str) -> None:
         raise HostError(f"{uri} is on another host, and the relay has to be beside the source: run qmpfilter there")
 
 
-def parse_onward(text: str) -> Address | PairAddress:
+def parse_onward(text: str) -> Listening:
     """``tcp://HOST[:PORT]`` or ``unix:///PATH``, as virsh takes them, or an address as QEMU writes it; port 0 where
     it is left open. With ``pair:`` before it another filter is there.
 
     :raises HostError: it is none, or of a transport that cannot be relayed
     """
-    if text.startswith(PAIR):
-        return PairAddress(_parse_end(text.removeprefix(PAIR)))
-    return _parse_end(text)
+    return parse_listening(text, _parse_end)
 
 
 def _parse_end(text: str) -> Address:
@@ -96,7 +102,7 @@ def choose_route(
     flags: Flag,
     wanted: dict[str, Any],
     listen: Address | None,
-    onward: Address | PairAddress | None,
+    onward: Listening | None,
 ) -> tuple[Route, socket.socket]:
     """The way, and the socket at which the relay listens.
 

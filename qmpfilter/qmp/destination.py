@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from qmpfilter.qmp.endpoint import Endpoint
 from qmpfilter.qmp.refusals import check_destination
+from qmpfilter.relay.address import QMP, Listening, parse_listening
 
-__all__ = ["Destination"]
+__all__ = ["Destination", "parse_target"]
 
 
 class Destination(Endpoint):
@@ -44,3 +45,11 @@ class Destination(Endpoint):
             ours.close()
             raise
         return ours
+
+
+def parse_target(text: str) -> Destination | Listening:
+    """Where a source is to migrate: ``qmp:`` and the QMP socket of a destination, or an address.
+
+    :raises HostError: it is neither
+    """
+    return Destination(text.removeprefix(QMP)) if text.startswith(QMP) else parse_listening(text)

@@ -16,10 +16,9 @@ from typing import Any
 from qmpfilter.errors import BugError, QmpfilterError
 from qmpfilter.filter.gate import Gate, Memory
 from qmpfilter.qmp.companion import Companion
-from qmpfilter.qmp.destination import Destination
+from qmpfilter.qmp.destination import parse_target
 from qmpfilter.qmp.migration import Migration
 from qmpfilter.qmp.source import Source
-from qmpfilter.relay.address import QMP, parse_listening
 from qmpfilter.relay.order import Order
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.worker import Line, Worker, serve
@@ -47,11 +46,11 @@ class _TakingOver(Worker):
     """The source is told to migrate."""
 
     def _engine(self, memory: Memory | None) -> tuple[Relay, Gate]:
-        order, target = self.order, self.order.destination
+        order = self.order
         self._loop = asyncio.new_event_loop()
         self._migration = Migration(
             Source(order.qmp, leave_return_path=order.policy.without_return_path),
-            Destination(target.removeprefix(QMP)) if target.startswith(QMP) else parse_listening(target),
+            parse_target(order.destination),
             order.policy,
             order.waits,
             is_off=order.kill_switch.exists,

@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -236,24 +237,6 @@ Listening = TcpAddress | UnixAddress | PairAddress
 Destination = TcpAddress | UnixAddress | PairAddress | OriginalDestination
 
 
-def parse_destination(text: str) -> Destination:
-    """The same as :func:`parse_listening`, and ``original``.
-
-    :raises HostError: it is neither
-    """
-    return OriginalDestination() if text == "original" else parse_listening(text)
-
-
-def parse_listening(text: str) -> Listening:
-    """The same as :func:`parse_address`, and with ``pair:`` before it.
-
-    :raises HostError: it is neither
-    """
-    if text.startswith(PAIR):
-        return PairAddress(parse_address(text.removeprefix(PAIR)))
-    return parse_address(text)
-
-
 def parse_address(text: str) -> Address:
     """The address that a text in QEMU's manner means.
 
@@ -267,6 +250,23 @@ def parse_address(text: str) -> Address:
         if colon and port.isascii() and port.isdigit() and int(port) < 1 << 16:
             return TcpAddress(host.removeprefix("[").removesuffix("]"), int(port))
     raise HostError(f"{text!r} is not an address that can be relayed: tcp:HOST:PORT or unix:PATH is")
+
+
+def parse_listening(text: str, parse: Callable[[str], Address] = parse_address) -> Listening:
+    """The same as :func:`parse_address`, and with ``pair:`` before it.
+
+    :param parse: another reader of what is behind that
+    :raises HostError: it is neither
+    """
+    return PairAddress(parse(text.removeprefix(PAIR))) if text.startswith(PAIR) else parse(text)
+
+
+def parse_destination(text: str) -> Destination:
+    """The same as :func:`parse_listening`, and ``original``.
+
+    :raises HostError: it is neither
+    """
+    return OriginalDestination() if text == "original" else parse_listening(text)
 
 
 def tune(connection: socket.socket) -> None:

@@ -127,6 +127,11 @@ def test_a_signal_cancels_it(number: signal.Signals, pair: Pair) -> None:
         (["--qmp", "/nowhere/qmp", "original"], "'original' is not an address that can be relayed"),
         (["--qmp", "/nowhere/qmp", "unix:/a", "--deadline", "idle=never"], "NAME=SECONDS"),
         (["--qmp", "/nowhere/qmp", "unix:/a", "--mode", "native"], "announce"),
+        (
+            ["--qmp", "/nowhere/qmp", "pair:unix:/a", "--mode", "native"],
+            "cannot connect to the QMP socket /nowhere/qmp",
+        ),
+        (["pair:unix:/a", "qemu:///session", "--mode", "native"], "announce"),
     ],
 )
 def test_wrong_calls_are_told_in_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
