@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Protocol
 
 _ADDRESS = "10.9.0.{}"
 _CARD = "52:54:00:09:{:02x}:{:02x}"
@@ -20,62 +19,38 @@ SERVICE = "10.0.2.100"
 """Where hosts find what this machine has for them."""
 
 
-class Wire(Protocol):
+@dataclass(frozen=True)
+class Wire:
     """What a network card of an emulated host is plugged into.
 
-    :ivar card: the card's hardware address
-    :ivar own: the address at this end
-    :ivar peer: the address at the other end
-    :ivar backend: what QEMU's ``-netdev`` is told
-    :ivar descriptors: what QEMU inherits for it
+    :param card: the card's hardware address
+    :param own: the address at this end
+    :param peer: the address at the other end
+    :param backend: what QEMU's ``-netdev`` is told
+    :param descriptors: what QEMU inherits for it
     """
 
-    @property
-    def card(self) -> str: ...
-    @property
-    def own(self) -> str: ...
-    @property
-    def peer(self) -> str: ...
-    @property
-    def backend(self) -> str: ...
-    @property
-    def descriptors(self) -> Sequence[int]: ...
-
-
-@dataclass(frozen=True)
-class Cable:
-    """One end of a cable, a :class:`Wire`."""
-
-    end: socket.socket
     card: str
     own: str
     peer: str
-
-    @property
-    def backend(self) -> str:
-        return f"dgram,local.type=fd,local.str={self.end.fileno()}"
-
-    @property
-    def descriptors(self) -> Sequence[int]:
-        return [self.end.fileno()]
+    backend: str
+    descriptors: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Outlet:
-    """A :class:`Wire` to a port of this machine's loopback and to nothing else: the same port of the other end."""
+class Cable(Wire):
+    """One end of a cable.
 
-    port: int
-    card: str = "52:54:00:09:ff:ff"
-    own: str = "10.0.2.15"
-    peer: str = SERVICE
+    :param end: its socket
+    """
 
-    @property
-    def backend(self) -> str:
-        return f"user,restrict=on,guestfwd=tcp:{self.peer}:{self.port}-cmd:socat - TCP4:127.0.0.1:{self.port}"
+    end: socket.socket = field(kw_only=True)
 
-    @property
-    def descriptors(self) -> Sequence[int]:
-        return []
+
+def outlet(port: int) -> Wire:
+    """To a port of this machine's loopback and to nothing else: the same port of the other end."""
+    forward = f"guestfwd=tcp:{SERVICE}:{port}-cmd:socat - TCP4:127.0.0.1:{port}"
+    return Wire("52:54:00:09:ff:ff", "10.0.2.15", SERVICE, f"user,restrict=on,{forward}")
 
 
 def address(number: int) -> str:
@@ -89,5 +64,7 @@ def cables(hosts: int) -> Sequence[Sequence[Cable]]:
     for one, other in combinations(range(hosts), 2):
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         for end, here, there in zip(pair, (one, other), (other, one), strict=True):
-            ends[here].append(Cable(end, _CARD.format(here, there), address(here), address(there)))
+            backend = f"dgram,local.type=fd,local.str={end.fileno()}"
+            card, own, peer = _CARD.format(here, there), address(here), address(there)
+            ends[here].append(Cable(card, own, peer, backend, (end.fileno(),), end=end))
     return ends

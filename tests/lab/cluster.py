@@ -13,7 +13,7 @@ from functools import wraps
 from itertools import chain
 from typing import Any, Final, TypeVar
 
-from .cables import Outlet, Wire, address, cables
+from .cables import Wire, address, cables, outlet
 from .emulator import AGAIN, EmulatedHost, EmulatorError, Result
 from .guest.build import build_guest
 from .hosts import Host, emulator, host_image
@@ -173,13 +173,13 @@ class Cluster:
     """Hosts that reach each other by name. Use as a context manager: all end with the block.
 
     :param hosts: each with its own name, a further one of the same kind with a number behind it
-    :param outlet: a port of this machine that all of them reach
+    :param service: a port of this machine that all of them reach
     """
 
-    def __init__(self, *hosts: Host, outlet: int | None = None) -> None:
+    def __init__(self, *hosts: Host, service: int | None = None) -> None:
         names = [_numbered(host.name, hosts[:number].count(host)) for number, host in enumerate(hosts)]
         addresses = {name: address(number) for number, name in enumerate(names)}
-        outlets: list[Wire] = [] if outlet is None else [Outlet(outlet)]
+        outlets: list[Wire] = [] if service is None else [outlet(service)]
         with ExitStack() as stack:
             ends = cables(len(hosts))
             for cable in chain.from_iterable(ends):

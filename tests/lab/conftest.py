@@ -43,7 +43,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 @pytest.fixture(scope="session")
 def cluster(etcd: Etcd) -> Iterator[Cluster]:
     """All three stock hosts and another MID on one network, booted once for all the tests that use it."""
-    with Cluster(*HOSTS.values(), MID, outlet=etcd.port) as hosts:
+    with Cluster(*HOSTS.values(), MID, service=etcd.port) as hosts:
         yield hosts
 
 
