@@ -17,9 +17,9 @@ from qmpfilter.svm.findings import broken
 from qmpfilter.svm.legacy import FORMAT_SVM, FORMAT_VMX, SIZE_L1, SIZE_L2, SVM_FLAGS, StateFlags
 from qmpfilter.svm.vmcb import EXCEPTIONS, PAGE_SIZE, IntCtl, MiscCtl
 from qmpfilter.verdict.attempt import Attempt
-from qmpfilter.verdict.rule import Rule, Stage, from_findings, without_unbroken
+from qmpfilter.verdict.rule import Rule, Stage, from_findings, that_may_speak
 from qmpfilter.verdict.ternary import Ternary, all_of, any_of, negated
-from qmpfilter.verdict.version import Releases
+from qmpfilter.verdict.version import Releases, Version
 from qmpfilter.wire import cpu
 
 __all__ = ["CHECKS", "SUBSECTIONS_SINCE", "applicable", "met_by_kernel"]
@@ -312,14 +312,15 @@ _IN_L2: Final = (
 
 def applicable(attempt: Attempt) -> tuple[Rule, ...]:
     """The checks that a migration meets, in order: QEMU's, then the kernel's; of those that are findings, the broken
-    ones."""
-    return _applicable(attempt.has_buffer is not False, attempt.in_l2, broken(attempt.view))
+    ones, and none that the destination's kernel is known not to make."""
+    nests = attempt.has_buffer is not False
+    return _applicable(nests, attempt.in_l2, broken(attempt.view), attempt.facts.kernel)
 
 
 @functools.lru_cache(maxsize=64)
-def _applicable(has_buffer: bool, in_l2: bool, found: tuple[str, ...]) -> tuple[Rule, ...]:
+def _applicable(has_buffer: bool, in_l2: bool, found: tuple[str, ...], kernel: Version | None) -> tuple[Rule, ...]:
     met = _AT_LOAD + _AT_SREGS + (_AT_NESTED_STATE + (_IN_L2 if in_l2 else ()) if has_buffer else ())
-    return without_unbroken(met, found)
+    return that_may_speak(met, found, kernel)
 
 
 def met_by_kernel(attempt: Attempt) -> tuple[Rule, ...]:

@@ -15,9 +15,9 @@ from qmpfilter.svm.findings import broken
 from qmpfilter.svm.legacy import FORMAT_SVM
 from qmpfilter.svm.vmcb import IntCtl, IntState, MiscCtl
 from qmpfilter.verdict.attempt import Attempt
-from qmpfilter.verdict.rule import EVERY, Rule, Stage, from_findings, without_unbroken
+from qmpfilter.verdict.rule import EVERY, Rule, Stage, from_findings, that_may_speak
 from qmpfilter.verdict.ternary import Ternary, all_of, negated
-from qmpfilter.verdict.version import Releases
+from qmpfilter.verdict.version import Releases, Version
 
 __all__ = ["KEEPS_L1_LBR", "LOSSES", "losses"]
 
@@ -169,9 +169,9 @@ LOSSES: Final = _EVERY_VCPU + _IN_L2
 
 def losses(attempt: Attempt) -> tuple[Rule, ...]:
     """The rules that have anything to say about an attempt."""
-    return _losses(attempt.in_l2, broken(attempt.view))
+    return _losses(attempt.in_l2, broken(attempt.view), attempt.facts.kernel)
 
 
 @functools.lru_cache(maxsize=64)
-def _losses(in_l2: bool, found: tuple[str, ...]) -> tuple[Rule, ...]:
-    return without_unbroken(LOSSES if in_l2 else _EVERY_VCPU, found)
+def _losses(in_l2: bool, found: tuple[str, ...], kernel: Version | None) -> tuple[Rule, ...]:
+    return that_may_speak(LOSSES if in_l2 else _EVERY_VCPU, found, kernel)

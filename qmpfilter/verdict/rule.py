@@ -12,9 +12,9 @@ from qmpfilter.errors import BugError
 from qmpfilter.svm.findings import RULES, broken
 from qmpfilter.verdict.attempt import Attempt
 from qmpfilter.verdict.ternary import Ternary, all_of
-from qmpfilter.verdict.version import Releases
+from qmpfilter.verdict.version import Releases, Version
 
-__all__ = ["EVERY", "Rule", "Stage", "from_findings", "without_unbroken"]
+__all__ = ["EVERY", "Rule", "Stage", "from_findings", "that_may_speak"]
 
 EVERY: Final = Releases("5.8+")
 """All kernels of the supported range."""
@@ -72,12 +72,18 @@ class Rule:
         return self.text.format(a=attempt, v=attempt.view)
 
 
-def without_unbroken(rules: Iterable[Rule], found: Collection[str]) -> tuple[Rule, ...]:
+def that_may_speak(rules: Iterable[Rule], found: Collection[str], kernel: Version | None) -> tuple[Rule, ...]:
     """The rules that may be broken.
 
     :param found: codes of the findings that are
+    :param kernel: the destination's, where it is known
     """
-    return tuple(rule for rule in rules if not rule.finding or rule.code in found)
+    return tuple(
+        rule
+        for rule in rules
+        if (not rule.finding or rule.code in found)
+        and (rule.kernels is EVERY or rule.kernels.have_it(kernel) is not False)
+    )
 
 
 def from_findings(code: str, stage: Stage, source: str, kernels: Releases = EVERY) -> Rule:
