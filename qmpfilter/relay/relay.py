@@ -37,6 +37,7 @@ from qmpfilter.relay.address import tune
 from qmpfilter.relay.channel import Channel, channel_of, channel_of_any, first_bytes
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
+from qmpfilter.relay.line import Line
 from qmpfilter.relay.pump import Pump
 from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session
 from qmpfilter.wire.feed import NeedData
@@ -86,7 +87,6 @@ class Relay:
     :param looker: sees the main channel
     :param waits: how long to wait for what
     :ivar session: what became of it
-    :ivar forward: bytes passed on to the destination on the main channel
     :ivar backward: bytes passed on to the source on the return path
     :ivar channels: the source's channels in the order in which they were connected onward
     :ivar times: seconds: "total" from the source's connection to the end, "tail" from the first byte of the
@@ -99,7 +99,6 @@ class Relay:
         self, connect: Callable[[Deadline, socket.socket], socket.socket], looker: Looker, waits: Waits
     ) -> None:
         self.session = Session()
-        self.forward = 0
         self.backward = 0
         self.channels: list[Channel] = []
         self.times: dict[str, float] = {}
@@ -111,17 +110,20 @@ class Relay:
         self._to_source = threading.Lock()
         self._source: socket.socket | None = None
         self._destination: socket.socket | None = None
+        self._line: Line | None = None
         self._pumps: list[tuple[Channel, Pump]] = []
         self._wake, self._waker = socket.socketpair()
         self._interrupted = False
-        self._broken: OSError | None = None
-        self._broke = 0.0
         self._unread = False
         self._wide = False
         self._tail_timer: threading.Timer | None = None
         self._began: float | None = None
-        self._moved = 0.0
         self._tail_began: float | None = None
+
+    @property
+    def forward(self) -> int:
+        """Bytes passed on to the destination on the main channel."""
+        return 0 if self._line is None else self._line.forward
 
     @property
     def traffic(self) -> list[tuple[Channel, int, int]]:
@@ -242,15 +244,12 @@ class Relay:
         self._source = source
         self.channels.append(Channel.MAIN)
         self._destination = self._connect(Deadline(self._waits.connect, "connecting to the destination"), source)
-        for end in (source, self._destination):
-            tune(end)
-            end.settimeout(min(_TICK, self._waits.idle, self._waits.answer))
+        line = self._line = Line(source, self._destination, self._waits, lambda: self.session.phase)
         self.session.connected()
-        self._moved = time.monotonic()
         self._note("connected")
         self._began = time.monotonic()
         threads = [
-            threading.Thread(target=target, args=(source, self._destination), name=name, daemon=True)
+            threading.Thread(target=target, args=(line,), name=name, daemon=True)
             for name, target in (("forward", self._pass_forward), ("backward", self._pass_back))
         ]
         for thread in threads:
@@ -308,16 +307,16 @@ class Relay:
 
     # --- source to destination -----------------------------------------------------------------
 
-    def _pass_forward(self, source: socket.socket, destination: socket.socket) -> None:
+    def _pass_forward(self, line: Line) -> None:
         buffer = memoryview(bytearray(_BUFFER))
         try:
-            while count := self._read(source, self._room(buffer), "the source"):
-                if not self._deliver(destination, self._looker.receive_data(buffer[:count])):
+            while count := line.read(line.source, self._room(buffer)):
+                if not self._deliver(line, self._looker.receive_data(buffer[:count])):
                     break
             else:
                 # A stream that ends too early is the source's way to cancel.
                 with contextlib.suppress(TruncatedError):
-                    self._deliver(destination, self._looker.receive_eof())
+                    self._deliver(line, self._looker.receive_eof())
                 self._perform(self.session.source_ended)
         except DeadlineError as error:
             self._perform(lambda cause=error: self.session.unanswered(cause))  # type: ignore[misc]
@@ -331,7 +330,7 @@ class Relay:
         except Exception as error:
             self._stop(BugError(f"{type(error).__name__} while the stream was read: {error}"))
             _log.exception("forward")
-        self._drain(source, buffer)
+        self._drain(line.source, buffer)
 
     def _room(self, buffer: memoryview) -> memoryview:
         """How much to take at once.
@@ -343,7 +342,7 @@ class Relay:
         self._wide = self._wide or self._looker.admitted
         return buffer if self._wide else buffer[:_FIRST]
 
-    def _deliver(self, destination: socket.socket, pieces: Iterable[Piece]) -> bool:
+    def _deliver(self, line: Line, pieces: Iterable[Piece]) -> bool:
         """False if nothing more can be delivered: the backward thread then tells why."""
         began = time.monotonic()
         try:
@@ -355,14 +354,13 @@ class Relay:
                         if self.session.phase is Phase.STREAMING:
                             self._cancel_tail_timer()
                             self.session.committed(postcopy=self._looker.postcopy)
-                            self._moved = time.monotonic()
+                            line.moved()
                             self._note("committed")
                             self.times["tail"] = time.monotonic() - (self._tail_began or began)
                 if self.session.phase is Phase.ENDED:
                     return False
-                if not self._send(destination, piece.data, "the destination"):
+                if not line.send(line.destination, piece.data):
                     return False
-                self.forward += len(piece.data)
         finally:
             # Also when what came with the request is a reason to stop: the source waits for SHUT all the same.
             self._heed_return_path()
@@ -380,26 +378,6 @@ class Relay:
             with self._lock:
                 self.session.return_path_opened()
             self._note("return path")
-
-    def _send(self, end: socket.socket, data: bytes | memoryview, who: str) -> bool:
-        """False if that end is gone, or the migration was given up meanwhile.
-
-        :raises DeadlineError: it took nothing for too long
-        """
-        rest = memoryview(data)
-        while rest:
-            try:
-                rest = rest[end.send(rest) :]
-                self._moved = time.monotonic()
-            except TimeoutError:
-                if self.session.phase is Phase.ENDED:
-                    return False
-                self._check_silence(f"{who} took nothing")
-            except OSError as error:
-                if end is self._destination:
-                    self._broken, self._broke = error, time.monotonic()
-                return False
-        return True
 
     def _drain(self, source: socket.socket, buffer: memoryview) -> None:
         """Read and drop what the source still sends, so that what was written to it arrives.
@@ -421,18 +399,18 @@ class Relay:
 
     # --- destination to source -----------------------------------------------------------------
 
-    def _pass_back(self, source: socket.socket, destination: socket.socket) -> None:
+    def _pass_back(self, line: Line) -> None:
         buffer = memoryview(bytearray(_BUFFER))
         parser: ReturnPathParser | None = ReturnPathParser()
         untold = bytearray()
         error: OSError | None = None
         try:
-            while count := self._read(destination, buffer, "the destination"):
+            while count := line.read(line.destination, buffer):
                 untold += buffer[:count]
                 try:
                     if parser is not None:
                         parser.receive_data(buffer[:count])
-                        self._return(source, parser, untold)
+                        self._return(line, parser, untold)
                         continue
                 except StreamError as damage:
                     unread: QmpfilterError = damage
@@ -444,7 +422,7 @@ class Relay:
                     self._perform(functools.partial(self.session.return_path_unreadable, unread))
                 if self.session.phase is Phase.ENDED:
                     return
-                self._say(source, bytes(untold))
+                self._say(line, bytes(untold))
                 untold.clear()
         except OSError as broken:
             error = broken
@@ -452,9 +430,9 @@ class Relay:
             self._perform(lambda cause=late: self.session.unanswered(cause))  # type: ignore[misc]
             return
         # Whoever was sending may have heard first that the connection broke, and then it is told to nobody again.
-        self._perform(lambda: self.session.destination_ended(error or self._broken))
+        self._perform(lambda: self.session.destination_ended(error or line.broken))
 
-    def _return(self, source: socket.socket, parser: ReturnPathParser, untold: bytearray) -> None:
+    def _return(self, line: Line, parser: ReturnPathParser, untold: bytearray) -> None:
         """Pass on what was understood, and take it from `untold`.
 
         :raises StreamError: the rest is no return path
@@ -466,48 +444,13 @@ class Relay:
                 if self.session.answered and "answered" not in self.moments:
                     self._note("answered")
             if wanted:
-                self._say(source, event.raw)
+                self._say(line, event.raw)
 
-    def _say(self, source: socket.socket, data: bytes | memoryview) -> None:
+    def _say(self, line: Line, data: bytes | memoryview) -> None:
         # A source that is gone is the forward thread's to notice.
         with self._to_source:
-            if self._send(source, data, "the source"):
+            if line.send(line.source, data):
                 self.backward += len(data)
-
-    def _read(self, end: socket.socket, buffer: memoryview, who: str) -> int:
-        """:raises DeadlineError: nothing came, and the other side has nothing on its way either"""
-        while True:
-            if end is self._destination:
-                self._check_broken()
-            try:
-                count, _, flags, _ = end.recvmsg_into([buffer])
-            except TimeoutError:
-                committed = self.session.phase is Phase.COMMITTED
-                if self.session.phase is Phase.ENDED:
-                    return 0
-                # A destination has nothing to say while it loads.
-                if committed or end is self._source:
-                    self._check_silence(f"nothing came from {who}")
-                continue
-            if flags & socket.MSG_CTRUNC and end is self._source:
-                raise UnsupportedError(
-                    self.forward, f"bytes from {who}; file descriptors cannot be relayed: migrate without CPR",
-                    "file descriptors",
-                )  # fmt: skip
-            self._moved = time.monotonic()
-            return count
-
-    def _check_broken(self) -> None:
-        """:raises OSError: the destination takes nothing any more, and has not said why for too long"""
-        limit = self._waits.linger if self.session.phase is Phase.STREAMING else self._waits.answer
-        if self._broken is not None and time.monotonic() - self._broke >= limit:
-            raise self._broken
-
-    def _check_silence(self, what: str) -> None:
-        """:raises DeadlineError: nothing has moved for too long, either way"""
-        limit = self._waits.answer if self.session.phase is Phase.COMMITTED else self._waits.idle
-        if time.monotonic() - self._moved >= limit:
-            raise DeadlineError(f"{what} for {limit:g} s")
 
     def _heed_interrupt(self) -> None:
         if self._interrupted:
