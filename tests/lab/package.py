@@ -14,9 +14,9 @@ from pathlib import Path
 from .emulator import EmulatedHost, Result
 
 # Imported by what runs inside of hosts, and Python, or with Python that does the same where it is not.
-PACKAGES = (
-    "qmpfilter", "construct", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp",
-    # for a store in etcd
+PACKAGES = ("qmpfilter", "construct", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp")
+# For a store in etcd; where the package is installed without it, hosts have none either.
+FOR_ETCD = (
     "etcd3gw", "futurist", "debtcollector", "wrapt", "pbr",
     "requests", "urllib3", "certifi", "idna", "charset_normalizer",
 )  # fmt: skip
@@ -31,7 +31,8 @@ _ZIP = "qmpfilter.zip"
 def _packed_package() -> bytes:
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in PACKAGES:
+        stores = find_spec(FOR_ETCD[0]) is not None
+        for name in (*PACKAGES, *(FOR_ETCD if stores else ())):
             spec = find_spec(name)
             assert spec is not None
             assert spec.origin is not None
@@ -39,7 +40,7 @@ def _packed_package() -> bytes:
             above = name.split(".")[:-1]
             for file in sorted(directory.rglob("*.py")):
                 archive.write(file, file.relative_to(directory.parents[len(above)]))
-        for name in WITH_METADATA:
+        for name in WITH_METADATA if stores else ():
             found = distribution(name)
             archive.writestr(f"{name}-{found.version}.dist-info/METADATA", found.read_text("METADATA") or "")
     return packed.getvalue()
