@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +54,12 @@ class Fake:
         text = f"# a comment\nsocket = {path}  # another\ndeadline = 0.3\n{settings}"
         (directory / ".config/qmpfilter/hook.conf").write_text(text)
 
-    def run(self, *argv: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, xml: str = XML) -> subprocess.CompletedProcess[str]:
         thread = threading.Thread(target=self._serve, daemon=True)
         thread.start()
         done = subprocess.run(
             [sys.executable, "-IS", str(HOOK), *argv],
-            input=XML, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS,
+            input=xml, capture_output=True, text=True, encoding="utf-8", timeout=SECONDS,
             env={"LC_ALL": "C", "PATH": "/usr/bin", "HOME": str(self._home)},
         )  # fmt: skip
         self._listener.close()
@@ -136,6 +138,49 @@ def test_without_an_answer_the_settings_decide(
     assert done.stderr.count("\n") == 1
     assert ("stays where it is" in done.stderr) == vetoed
     assert "s3cret" not in done.stderr
+
+
+@contextmanager
+def qemu(*argv: str) -> Iterator[None]:
+    """A process that looks like one."""
+    code = "print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code, *argv], stdin=-1, stdout=-1) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.stdin.close()
+
+
+NAME = f"guest {uuid.uuid4()}, the first"
+UUID = str(uuid.uuid4())
+AS_LIBVIRT = f"guest={NAME.replace(',', ',,')},debug-threads=on"
+WITH_UUID = f"<domain>\n  <name>{NAME}</name>\n  <uuid>{UUID}</uuid>\n</domain>\n"
+WITHOUT = WITH_UUID.replace("uuid>", "other>")
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize(("argv", "xml", "waits"), [
+    (("-name", AS_LIBVIRT, "-uuid", UUID, "-incoming", "defer"), WITH_UUID, True),
+    (("-name", AS_LIBVIRT, "-uuid", UUID), WITH_UUID, False),
+    (("-name", AS_LIBVIRT, "-uuid", str(uuid.uuid4()), "-incoming", "defer"), WITH_UUID, False),
+    (("-name", AS_LIBVIRT, "-incoming", "defer"), WITHOUT, True),
+    (("-name", NAME.replace(",", ",,"), "-incoming", "defer"), WITHOUT, True),
+    (("-name", AS_LIBVIRT.replace("first", "first2"), "-incoming", "defer"), WITHOUT, False),
+    (("-name", AS_LIBVIRT), WITHOUT, False),
+    ((), WITH_UUID, False),
+], ids=["arrives", "starts", "another arrives", "by name", "by a bare name", "of a longer name", "starts, by name",
+        "no QEMU"])  # fmt: skip
+def test_without_a_daemon_a_guest_that_just_starts_is_let_start(
+    make: Callable[..., Fake], argv: tuple[str, ...], xml: str, waits: bool, required: bool
+) -> None:
+    fake = make(None, "require_daemon = yes\n" if required else "")
+    with qemu(*argv):
+        done = fake.run(NAME, "started", "begin", "-", xml=xml)
+    assert (done.returncode, done.stdout) == (int(waits and required), "")
+    assert ("stays where it is" in done.stderr) == (waits and required)
+    assert ("passes unfiltered" in done.stderr) == (waits and not required)
+    assert waits or not done.stderr
 
 
 MISTAKES = ("colour = red\n", "deadline = soon\n", "socket\n", "deadline = inf\n", "deadline = nan\n",
