@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from qmpfilter import __version__
 from qmpfilter.cluster.board import CONTROL, HOSTS, Board, signed
 from qmpfilter.cluster.changes import pause_failing
 from qmpfilter.cluster.counts import Sum, Tally, counted, summed, worse
@@ -29,9 +28,8 @@ from qmpfilter.cluster.store import Lease
 from qmpfilter.daemon.config import Cluster
 from qmpfilter.daemon.known import Known, KnownFile
 from qmpfilter.daemon.ownname import OwnName
-from qmpfilter.daemon.switch import KillSwitch
-from qmpfilter.doctor.checks import Level, examine
-from qmpfilter.doctor.gather import gather
+from qmpfilter.daemon.ownrecord import look_here
+from qmpfilter.daemon.switch import ClustersSwitch, KillSwitch
 from qmpfilter.errors import ChangedError, HostError, StoreAwayError
 from qmpfilter.filter.policy import Mode
 from qmpfilter.saveimage.outfile import OutputFile
@@ -65,7 +63,7 @@ class Member:
     def __init__(self, settings: Cluster, board: Board, directory: Path, switch: KillSwitch) -> None:
         self._settings = settings
         self._board = board
-        self._switch = switch
+        self._switch = ClustersSwitch(switch)
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -191,7 +189,7 @@ class Member:
             "age": None if math.isinf(self.age) else round(self.age, 1),
             "hosts": len(known.hosts),
             "ailing": "" if self._record is None else self._record.ailing,
-            "off": _off(known, False),
+            "off": self.off_for_all,
         }
 
     @property
@@ -207,7 +205,7 @@ class Member:
     @property
     def off_for_all(self) -> str:
         """Why everything passes at every host; empty if it does not."""
-        return _off(self.known, False)
+        return _off(self.known, False) or self._switch.unheard
 
     def _stale(self) -> str:
         age = self.age
@@ -261,8 +259,8 @@ class Member:
         seconds = 0.0 if first else max(0.0, min(_WATCH_SECONDS, self._beat_at - time.monotonic()))
         sight = self._board.store.watch(CONTROL, self._cursors.get(CONTROL), seconds)
         if sight.changed or first:
-            switch = self._board.switch()
-            self._replace(switch=switch)
+            self._replace(switch=self._board.switch())
+            self._switch.heard = True
             self._follow_switch()
             try:
                 self._replace(rollout=self._board.rollout(), unreadable="")
@@ -303,9 +301,9 @@ class Member:
     def _look(self) -> None:
         """What this host is: looked for now and then."""
         if self._found is None or time.monotonic() >= self._look_at:
-            self._found = _look(self._settings)
+            self._found = look_here(self._settings)
             self._look_at = time.monotonic() + _LOOK_SECONDS
-        ailing = "; ".join(filter(None, (self._own.shared, self._found.ailing)))
+        ailing = "; ".join(filter(None, (self._switch.ailing, self._own.shared, self._found.ailing)))
         record = replace(self._found, ailing=ailing)
         if self._record is None or replace(record, when=self._record.when) != self._record:
             self._record = record
@@ -344,7 +342,8 @@ class Member:
 
     def _say_seen(self) -> None:
         known = self.known
-        seen = Seen(0 if known.rollout is None else known.rollout.serial, known.switch is not None)
+        off = self._switch.holds(known.switch is not None)
+        seen = Seen(0 if known.rollout is None else known.rollout.serial, off)
         if seen != self._seen and self._lease is not None:
             try:
                 self._board.say_seen(self._settings.name, seen, self._lease)
@@ -418,10 +417,7 @@ class Member:
                 self._known_file.heard(age)
 
     def _follow_switch(self) -> None:
-        try:
-            self._switch.follow(self.known.switch is not None)
-        except HostError as error:
-            _log.error("cluster: the kill switch: %s", error)
+        self._switch.follow(self.known.switch is not None)
 
     def _say_away(self, why: str) -> None:
         if bool(why) != bool(self._away):
@@ -470,30 +466,3 @@ def _off(known: Known, here: bool) -> str:
     if known.switch is not None:
         return f"all hosts were switched off by {known.switch.by} ({known.switch.at})"
     return "this host is switched off" if here else ""
-
-
-def _look(settings: Cluster) -> HostRecord:
-    libvirt, ailing = "", ""
-    if settings.facts is not None:
-        facts = HostFacts()
-        try:
-            facts = HostFacts.from_json(settings.facts.read_bytes())
-        except (HostError, OSError) as error:
-            ailing = f"{settings.facts}: {error.strerror if isinstance(error, OSError) else error}"
-    else:
-        survey = gather()
-        facts = survey.facts
-        libvirt = "" if survey.libvirt is None else str(survey.libvirt)
-        failed = [answer for answer in examine(survey) if answer.level is Level.FAIL]
-        ailing = "; ".join(f"checking {answer.title}: {answer.hint}" for answer in failed)
-    return HostRecord(
-        name=settings.name,
-        ring=settings.ring,
-        labels=settings.labels,
-        addresses=settings.addresses,
-        qmpfilter=__version__,
-        libvirt=libvirt,
-        facts=facts,
-        ailing=ailing,
-        when=signed(settings.name).at,
-    )

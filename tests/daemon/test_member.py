@@ -20,7 +20,7 @@ from qmpfilter.daemon.config import Cluster
 from qmpfilter.daemon.member import Member
 from qmpfilter.daemon.switch import KillSwitch
 from qmpfilter.filter.policy import Mode
-from tests.helpers.cluster import ANNEX, a_board, facts, rollout, tally
+from tests.helpers.cluster import ANNEX, BY, a_board, facts, rollout, tally
 
 SECONDS = 30.0
 RING = "canary"
@@ -45,12 +45,12 @@ class Hosts:
         self._stack = stack
         (directory / "facts.json").write_text(json.dumps(facts(*ANNEX).to_json()))
 
-    def start(self, name: str, place: str) -> tuple[Member, Counting]:
+    def start(self, name: str, place: str, switch: str = "off") -> tuple[Member, Counting]:
         """One that calls itself so, and keeps what it has at a place of its own."""
         settings = Cluster(store="dir:", name=name, ring=RING, facts=self._directory / "facts.json", lease=3.0)
         board = Counting(DirectoryStore(self._directory / "store", SECONDS))
         own = self._directory / place
-        member = Member(settings, board, own, KillSwitch(own / "off"))
+        member = Member(settings, board, own, KillSwitch(own / switch))
         self._stack.enter_context(closing(member))
         member.start()
         return member, board
@@ -130,3 +130,29 @@ def test_only_failures_have_all_tallies_read_at_once(hosts: Hosts) -> None:
         until(said(migrations=3, failed=session), "the count")
     until(lambda: ring_state(hosts) is State.PAUSED, "the ring to be paused")
     assert board.sums == 3
+
+
+def test_a_host_that_cannot_be_switched_off_does_not_say_that_it_is(hosts: Hosts, tmp_path: Path) -> None:
+    hosts.board.switch_off(BY)
+    member, _ = hosts.start("a", "one", switch="gone/off")
+    until(lambda: "a" in hosts.board.seen(), "what the host has seen")
+    assert not hosts.board.seen()["a"].off
+    until(lambda: "kill switch cannot be turned on here" in hosts.ailing(), "the cluster to be told")
+    (tmp_path / "one/gone").mkdir()
+    until(lambda: hosts.board.seen()["a"].off, "the host to say that it is off")
+    until(lambda: not member.as_json()["ailing"], "it to be well")
+
+
+def test_what_was_switched_off_stays_so_until_the_store_is_heard(hosts: Hosts, tmp_path: Path) -> None:
+    """Nothing is remembered, and the store is away."""
+    store, gone, file = tmp_path / "store", tmp_path / "gone", tmp_path / "one/off"
+    file.parent.mkdir()
+    KillSwitch(file).follow(True)
+    store.rename(gone)
+    member, _ = hosts.start("a", "one")
+    until(lambda: bool(member.as_json()["away"]), "the store to be missed")
+    assert file.exists()
+    assert "was not reached" in member.off_for_all
+    gone.rename(store)
+    until(lambda: not file.exists(), "the switch to follow")
+    assert member.off_for_all == ""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpfilter.daemon.switch import KillSwitch
+from qmpfilter.daemon.switch import ClustersSwitch, KillSwitch
 from qmpfilter.errors import HostError
 
 
@@ -85,3 +85,45 @@ def test_a_directory_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="gone/off"):
         switch.follow(True)
     switch.follow(False)
+
+
+def test_the_clusters_stays_until_the_cluster_was_asked(path: Path) -> None:
+    KillSwitch(path).follow(True)
+    clusters = ClustersSwitch(KillSwitch(path))
+    clusters.follow(False)
+    assert path.exists()
+    assert clusters.holds(False)
+    assert "was not reached since the daemon was started" in clusters.unheard
+    clusters.heard = True
+    assert clusters.unheard == ""
+    clusters.follow(False)
+    assert not path.exists()
+    assert not clusters.holds(False)
+
+
+def test_before_the_cluster_was_asked_the_file_is_made_all_the_same(path: Path) -> None:
+    clusters = ClustersSwitch(KillSwitch(path))
+    clusters.follow(True)
+    assert path.exists()
+    assert clusters.holds(True)
+
+
+def test_what_cannot_be_done_is_an_ailment_until_it_is(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    clusters = ClustersSwitch(KillSwitch(path.parent / "gone" / "off"))
+    for _ in range(2):
+        clusters.follow(True)
+        assert not clusters.holds(True)
+        assert clusters.ailing.startswith("the cluster's kill switch cannot be turned on here: ")
+    assert caplog.text.count("cannot be turned on here") == 1
+    (path.parent / "gone").mkdir()
+    clusters.follow(True)
+    assert clusters.holds(True)
+    assert clusters.ailing == ""
+
+
+def test_the_operators_is_in_force_for_the_cluster_too_but_not_the_clusters(path: Path) -> None:
+    KillSwitch(path).take()
+    clusters = ClustersSwitch(KillSwitch(path))
+    assert clusters.holds(True)
+    assert not clusters.holds(False)
+    assert clusters.unheard == ""
