@@ -53,6 +53,7 @@ PURE = (
     "inspect",
     "libvirt.events",
     "libvirt.job",
+    "libvirt.listeners",
     "libvirt.metadata",
     "libvirt.options",
     "libvirt.outlook",

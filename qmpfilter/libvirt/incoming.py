@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from qmpfilter.errors import HostError
+from qmpfilter.libvirt.listeners import own_listeners
 from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
 
 __all__ = ["Incoming", "find_incoming", "is_loopback", "local_addresses"]
@@ -27,6 +28,7 @@ __all__ = ["Incoming", "find_incoming", "is_loopback", "local_addresses"]
 _LISTENS: Final = "0A"  # tcp_states.h, TCP_LISTEN
 _ACCEPTS: Final = 1 << 16  # net.h, __SO_ACCEPTCON
 _SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
+_NO_LISTENERS: Final = ("fd:", "exec:")  # migration/migration.c: what QEMU reads is open already
 _GIVEN: Final = re.compile(r"\bfd=(\d+)\b")
 
 
@@ -34,7 +36,8 @@ _GIVEN: Final = re.compile(r"\bfd=(\d+)\b")
 class Incoming:
     """A QEMU that waits for its guest.
 
-    :param listens: where, as far as that is not for its devices; more than one where storage comes too
+    :param listens: where, as far as that is not for its devices, monitors and the like; more than one where storage
+        comes too
     """
 
     pid: int
@@ -70,10 +73,13 @@ def _follows(arguments: list[str], option: str, value: str) -> bool:
 
 
 def _incoming(process: Path, arguments: list[str], ports: Collection[int], paths: Collection[str]) -> Incoming:
+    if arguments[arguments.index("-incoming") + 1].startswith(_NO_LISTENERS):
+        return Incoming(int(process.name), ())
+    own = own_listeners(arguments)
     given = {number for argument in arguments for number in _GIVEN.findall(argument)}
     try:
-        own = (process.parent / "self/ns/net").readlink()
-        if process.joinpath("ns/net").readlink() != own:
+        network = (process.parent / "self/ns/net").readlink()
+        if process.joinpath("ns/net").readlink() != network:
             raise HostError(f"the domain's QEMU, process {process.name}, is in another network than this daemon")
         sockets = {
             match.group(1)
@@ -83,7 +89,7 @@ def _incoming(process: Path, arguments: list[str], ports: Collection[int], paths
         listens = [
             address
             for inode, address in _listening(process / "net")
-            if inode in sockets and not _is_of_device(address, ports, paths)
+            if inode in sockets and not _is_of_device(address, {*ports, *own.ports}, {*paths, *own.paths})
         ]
     except OSError as error:
         raise HostError(

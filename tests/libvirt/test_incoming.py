@@ -89,6 +89,29 @@ def test_a_descriptor_that_is_closed_meanwhile_hides_no_other(proc: Proc, monkey
     assert found.listens == (TcpAddress("127.0.0.2", 49152),)
 
 
+OWN_UNIX = """\
+0: 00000002 00000000 00010000 0001 01 40 /run/vm.qmp
+0: 00000002 00000000 00010000 0001 01 50 /run/incoming
+"""
+
+
+def test_what_its_command_line_names_is_its_own(proc: Proc) -> None:
+    own = ("-qmp", "unix:/run/vm.qmp,server=on,wait=off", "-gdb", "tcp::1234")
+    tcp = row("0.0.0.0", 1234, 30)
+    proc.qemu(*own, *WAITING, sockets={3: 30, 4: 40, 5: 50}, tcp=tcp, unix=OWN_UNIX)
+    found = find_incoming(UUID, proc=proc.root)
+    assert found is not None
+    assert found.listens == (UnixAddress("/run/incoming"),)
+
+
+@pytest.mark.parametrize("where", ["fd:9", "exec:cat /image"])
+def test_one_that_reads_what_is_open_listens_nowhere(proc: Proc, where: str) -> None:
+    proc.qemu("-uuid", UUID, "-incoming", where, sockets={4: 40}, unix=OWN_UNIX)
+    found = find_incoming(UUID, proc=proc.root)
+    assert found is not None
+    assert found.listens == ()
+
+
 def test_nobody_waits(proc: Proc) -> None:
     proc.qemu("-uuid", UUID, sockets={})
     assert find_incoming(UUID, proc=proc.root) is None
