@@ -58,6 +58,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import socket
 import struct
 import sys
@@ -85,14 +86,23 @@ _UCRED: Final = struct.Struct("3i")  # unix(7): pid, uid, gid
 class Request:
     """What was asked, taken key by key.
 
+    :param is_waited_for: whether whoever asks still waits for the answer
     :ivar peer: the user and process that asks, in words
 
     :raises HostError: (all methods) a value is missing or of the wrong kind
     """
 
-    def __init__(self, values: Mapping[str, Any], peer: str = "") -> None:
+    def __init__(
+        self, values: Mapping[str, Any], peer: str = "", is_waited_for: Callable[[], bool] = lambda: True
+    ) -> None:
         self._values = dict(values)
+        self._is_waited_for = is_waited_for
         self.peer = peer
+
+    def check_waited_for(self) -> None:
+        """:raises HostError: whoever asked has gone, and took the lack of an answer for one"""
+        if not self._is_waited_for():
+            raise HostError("whoever asked has given up waiting, so nothing is done")
 
     def text(self, key: str, default: str | None = None) -> str:
         """A text, that has to be there unless there is a default."""
@@ -201,12 +211,13 @@ class Control:
         assert task is not None
         self._tasks.add(task)
         try:
-            peer = _Peer.of(writer.get_extra_info("socket"))
+            connection = writer.get_extra_info("socket")
+            peer = _Peer.of(connection)
             while line := await _request(reader, writer):
                 if not peer.may_ask:
                     await _say(writer, _error(HostError("only root and the daemon's own user may ask")))
                     break
-                await _say(writer, await self._answer(line, str(peer)))
+                await _say(writer, await self._answer(line, str(peer), connection))
         except (OSError, TimeoutError, asyncio.CancelledError):
             # Whoever asked has gone, or the daemon goes.
             pass
@@ -214,7 +225,7 @@ class Control:
             self._tasks.discard(task)
             writer.close()
 
-    async def _answer(self, line: bytes, peer: str) -> dict[str, Any]:
+    async def _answer(self, line: bytes, peer: str, connection: socket.socket) -> dict[str, Any]:
         try:
             try:
                 values = json.loads(line)
@@ -222,7 +233,7 @@ class Control:
                 raise HostError(f"not a request: no JSON ({error})") from None
             if not isinstance(values, dict):
                 raise HostError("not a request: no JSON object")
-            request = Request(values, peer)
+            request = Request(values, peer, lambda: not _has_gone(connection))
             name = request.text("op")
             if name not in self._operations:
                 raise HostError(f"no such op: {name!r}; there are {', '.join(self._operations)}")
@@ -237,6 +248,15 @@ class Control:
         except Exception as error:
             _log.exception("a request")
             return _error(BugError(f"{type(error).__name__}: {error}"))
+
+
+def _has_gone(connection: socket.socket) -> bool:
+    """Its other end is closed; one that only says no more is not."""
+    if connection.fileno() < 0:
+        return True
+    look = select.poll()
+    look.register(connection.fileno(), 0)
+    return bool(look.poll(0))
 
 
 async def _request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:

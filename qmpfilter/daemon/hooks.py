@@ -11,25 +11,26 @@ asked for the migration, or neither.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from qmpfilter import __version__
+from qmpfilter.daemon.announced import Announced
 from qmpfilter.daemon.control import Request
 from qmpfilter.daemon.ingress import Front
 from qmpfilter.daemon.redirects import Redirects
 from qmpfilter.daemon.reports import new_name
 from qmpfilter.daemon.restoring import check_image
 from qmpfilter.daemon.roster import Roster, Wanted
-from qmpfilter.daemon.sessions import Stage
+from qmpfilter.daemon.sessions import Session, Stage
 from qmpfilter.doctor.gather import gather
 from qmpfilter.errors import HostError, PolicyError, QmpfilterError
 from qmpfilter.filter.policy import Mode, Policy
-from qmpfilter.libvirt import arrival
 from qmpfilter.libvirt.arrival import Arrival
 from qmpfilter.libvirt.domain import DomainXml
 from qmpfilter.libvirt.incoming import Incoming, find_incoming, is_loopback
@@ -43,9 +44,8 @@ _log: Final = logging.getLogger(__name__)
 
 _Answer = dict[str, Any]
 
-# Where these must be filtered, they are refused if they cannot be. An image is no migration: one that is too long to
-# be looked at in time must still be restored.
-_MIGRATIONS: Final = (("migrate", "begin"), ("started", "begin"))
+_ANNOUNCE: Final = ("migrate", "begin")
+_START: Final = ("started", "begin")
 
 
 class Hooks:
@@ -64,11 +64,12 @@ class Hooks:
         self._allowed = allowed
         self._redirects = redirects
         self._facts: asyncio.Task[HostFacts] | None = None
-        # Sessions by the domains that are about to arrive.
-        self._announced: dict[str, str] = {}
-        self._operations: dict[tuple[str, str], Callable[[DomainXml, str], Awaitable[_Answer]]] = {
-            ("migrate", "begin"): self._announce,
-            ("started", "begin"): self._put_before,
+        self._announced = Announced(roster.config.runtime / "arrivals")
+        # Sessions of which it is not settled yet that they stay.
+        self._beginning: set[str] = set()
+        self._operations: dict[tuple[str, str], Callable[[DomainXml, Request], Awaitable[_Answer]]] = {
+            _ANNOUNCE: self._announce,
+            _START: self._put_before,
             ("restore", "begin"): self._check_image,
             ("stopped", "end"): self._forget,
             ("release", "end"): self._forget,
@@ -86,32 +87,48 @@ class Hooks:
         request.end()
         if operation not in self._operations:
             raise HostError(f"no hook is run for {' '.join(operation)}")
+        # Where what arrives must be filtered, it is refused if it cannot be. Not so an image: one that is too long to
+        # be looked at in time must still be restored; nor a guest that just starts here.
+        arrives = operation == _ANNOUNCE
         try:
             domain = DomainXml(xml)
             if domain.name != name:
                 raise HostError(f"the XML of {domain.name!r} came for {name!r}")
-            return await self._operations[operation](domain, request.peer)
-        except PolicyError as error:
-            return self._veto(name, error)
+            arrives |= operation == _START and domain.uuid in self._announced
+            return await self._operations[operation](domain, request)
         except QmpfilterError as error:
-            if self._roster.config.ingress.required and operation in _MIGRATIONS:
-                return self._veto(name, error)
-            _log.warning("domain %s, %s: %s", name, operation[0], error)
-            return {}
+            why = str(error)
+            vetoes = isinstance(error, PolicyError)
+        except Exception as error:
+            # An error would be no answer, and without one the hook lets everything pass.
+            _log.exception("domain %s, %s", name, operation[0])
+            why, vetoes = f"{type(error).__name__}: {error}", False
+        if (vetoes or (arrives and self._roster.config.ingress.required)) and not self._is_off:
+            _log.warning("domain %s is refused: %s", name, why)
+            return {"veto": why}
+        _log.warning("domain %s, %s: %s", name, operation[0], why)
+        return {}
 
-    def _veto(self, name: str, error: QmpfilterError) -> _Answer:
-        _log.warning("domain %s is refused: %s", name, error)
-        return {"veto": str(error)}
+    def ended(self, report: Mapping[str, Any]) -> None:
+        """A session has ended: what was put before a QEMU for it goes.
+
+        :param report: the session's
+        """
+        if report.get("session") not in self._beginning:
+            Front.clear(report)
 
     # --- operations ----------------------------------------------------------------------------
 
-    async def _announce(self, domain: DomainXml, _: str) -> _Answer:
+    async def _announce(self, domain: DomainXml, request: Request) -> _Answer:
         """A domain is about to arrive: what the session will be, so that its metadata can say so."""
+        name = new_name()
+        if not self._is_off:
+            self._policy(domain, HostFacts())
+            self._look()
+        request.check_waited_for()
+        self._announced.add(domain.uuid, name)
         if self._is_off:
             return {}
-        self._policy(domain, HostFacts())
-        self._look()
-        name = self._announced[domain.uuid] = new_name()
         coming = Arrival(
             session=name,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -121,47 +138,72 @@ class Hooks:
         )
         return {"xml": domain.with_element(coming.element())}
 
-    async def _put_before(self, domain: DomainXml, peer: str) -> _Answer:
-        """Its QEMU runs: if it waits for the guest, the source is to come here first."""
+    async def _put_before(self, domain: DomainXml, request: Request) -> _Answer:
+        """Its QEMU runs: if it waits for a guest that was announced, the source is to come here first."""
+        announced = self._announced.take(domain.uuid)
         incoming = await asyncio.to_thread(find_incoming, domain.uuid, domain.ports, domain.paths)
-        announced = self._announced.pop(domain.uuid, "")
         if incoming is None:
             return {}
         await self._redirects.vacate(incoming.listens)
-        if not incoming.listens:
-            if announced:
-                raise HostError("its QEMU listens nowhere: a tunnelled migration goes past every filter")
-            # It is restored from a file.
+        if announced is None:
+            # It is restored from a file: no source comes, and where it listens is its own.
+            if incoming.listens:
+                shown = ", ".join(map(str, incoming.listens))
+                _log.warning(
+                    "domain %s: not announced to this daemon, so nothing is put before %s", domain.name, shown
+                )
             return {}
         if self._is_off and not self._unreachable(incoming):
             return {}
+        if not incoming.listens:
+            raise HostError("its QEMU listens nowhere: a tunnelled migration goes past every filter")
         policy = self._policy(domain, await self._known())
-        config, name = self._roster.config, self._session_of(domain) or new_name()
-        with Front(incoming, config.ingress.addresses, nft=config.ingress.nft) as front:
-            async with self._redirects.leading(name, domain.uuid, front.redirect, config.waits.source):
-                session = await self._roster.start(
-                    Wanted(
-                        listen=front.listening,
-                        connect=front.connect,
-                        policy=policy,
-                        waits=config.waits,
-                        asked_by=f"libvirt's hook, {peer}",
-                        session=name,
-                        name=domain.name,
-                        uuid=domain.uuid,
-                        keep_records=True,
-                        redirected=0 if front.redirect is None else front.redirect.port,
+        config = self._roster.config
+        name = announced if self._roster.is_free(announced) else new_name()
+        request.check_waited_for()
+        self._beginning.add(name)
+        try:
+            with Front(incoming, config.ingress.addresses, nft=config.ingress.nft) as front:
+                async with self._redirects.leading(name, domain.uuid, front.redirect, config.waits.source):
+                    session = await self._begin(
+                        Wanted(
+                            listen=front.listening,
+                            connect=front.connect,
+                            policy=policy,
+                            waits=config.waits,
+                            asked_by=f"libvirt's hook, {request.peer}",
+                            session=name,
+                            name=domain.name,
+                            uuid=domain.uuid,
+                            keep_records=True,
+                            redirected=0 if front.redirect is None else front.redirect.port,
+                        ),
+                        request,
                     )
-                )
-            front.keep()
+                front.keep()
+        finally:
+            self._beginning.discard(name)
         _log.info(
             "domain %s: its source comes to %s, session %s",
             domain.name, front.listening.shown, session.origin.session, extra={"session": session.origin.session},
         )  # fmt: skip
         return {}
 
-    async def _check_image(self, domain: DomainXml, _: str) -> _Answer:
+    async def _begin(self, wanted: Wanted, request: Request) -> Session:
+        """A session that is left only if the hook hears of it."""
+        try:
+            session = await self._roster.start(wanted)
+            request.check_waited_for()
+        except BaseException:
+            with contextlib.suppress(HostError):
+                self._roster.stop(wanted.session)
+            raise
+        return session
+
+    async def _check_image(self, domain: DomainXml, _: Request) -> _Answer:
         """An image is about to be restored: whether this host takes what is in it."""
+        # An arrival that was announced before has come to nothing.
+        self._announced.take(domain.uuid)
         if self._is_off:
             return {}
         self._look()
@@ -169,9 +211,9 @@ class Hooks:
         await asyncio.to_thread(check_image, domain.uuid, policy)
         return {}
 
-    async def _forget(self, domain: DomainXml, _: str) -> _Answer:
+    async def _forget(self, domain: DomainXml, _: Request) -> _Answer:
         """Its QEMU is gone: nobody will come any more."""
-        self._announced.pop(domain.uuid, None)
+        self._announced.take(domain.uuid)
         for session in self._roster.running():
             if session.origin.uuid == domain.uuid and session.stage in (Stage.STARTING, Stage.WAITING):
                 self._roster.stop(session.origin.session)
@@ -179,12 +221,6 @@ class Hooks:
         return {}
 
     # --- what they need ------------------------------------------------------------------------
-
-    def _session_of(self, domain: DomainXml) -> str:
-        """The name that its metadata promises, empty where that tells of an earlier arrival."""
-        told = Arrival.of(domain.attributes(arrival.NAMESPACE) or {})
-        here = told is not None and told.host == socket.gethostname() and self._roster.is_free(told.session)
-        return told.session if told is not None and here else ""
 
     @staticmethod
     def _unreachable(incoming: Incoming) -> bool:

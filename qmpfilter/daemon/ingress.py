@@ -83,12 +83,12 @@ class Front:
 
     @staticmethod
     def clear(report: Mapping[str, Any]) -> None:
-        """Remove what a session leaves that was put before a unix socket.
+        """Remove what a session leaves that was put before a unix socket. Where QEMU has its path again, nothing is.
 
         :param report: the session's
         """
         here, there = (UnixAddress(str(report.get(key, "")).removeprefix("unix:")) for key in ("listen", "connect"))
-        if there.path != f"{here.path}{_MOVED}":
+        if there.path != f"{here.path}{_MOVED}" or not os.path.lexists(there.path):
             return
         for path in (here.path, there.path):
             with contextlib.suppress(OSError):

@@ -28,7 +28,6 @@ from qmpfilter.daemon.config import Config, load
 from qmpfilter.daemon.control import Control, Request
 from qmpfilter.daemon.happenings import Happenings, uuid_of
 from qmpfilter.daemon.hooks import Hooks
-from qmpfilter.daemon.ingress import Front
 from qmpfilter.daemon.logs import configure
 from qmpfilter.daemon.member import Member
 from qmpfilter.daemon.notify import Notifier, inherited_listener
@@ -233,7 +232,7 @@ class _Daemon:
             await asyncio.sleep(_METRICS_SECONDS)
 
     def _ended(self, report: Mapping[str, Any]) -> None:
-        Front.clear(report)
+        self._hooks.ended(report)
         self._redirects.ended(report)
         if self._member is not None:
             self._member.count(report, host_of(str(report.get("connect", ""))))

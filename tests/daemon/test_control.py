@@ -46,10 +46,29 @@ async def dawdle(_: Request) -> dict[str, Any]:
     return {}
 
 
+gone = threading.Event()
+
+
+async def outlast(request: Request) -> dict[str, Any]:
+    """Until whoever asked has gone."""
+    while True:
+        await asyncio.sleep(0.001)
+        try:
+            request.check_waited_for()
+        except HostError:
+            gone.set()
+            return {}
+
+
+async def heed(request: Request) -> dict[str, Any]:
+    request.check_waited_for()
+    return {}
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
     """Of a socket on which all these are offered."""
-    operations = {one.__name__: one for one in (echo, forbid, stumble, fail, dawdle)}
+    operations = {one.__name__: one for one in (echo, forbid, stumble, fail, dawdle, outlast, heed)}
     where = tmp_path / "control.sock"
     ready = threading.Event()
     ways: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
@@ -165,6 +184,18 @@ def test_what_takes_too_long_is_given_up(path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(control, "_OPERATION_SECONDS", 0.1)
     with pytest.raises(HostError, match=r"nothing came of it within 0\.1 s"):
         ask(path, "dawdle")
+
+
+def test_an_operation_can_tell_that_nobody_waits_for_it(path: Path) -> None:
+    gone.clear()
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.sendall(b'{"op": "outlast"}\n')
+    assert gone.wait(SECONDS)
+
+
+def test_one_that_says_no_more_still_waits(path: Path) -> None:
+    assert say(path, b'{"op": "heed"}\n' * 2) == [{}, {}]
 
 
 def test_other_users_are_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

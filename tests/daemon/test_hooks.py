@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,15 +18,15 @@ from qmpfilter.daemon.config import Config, Ingress
 from qmpfilter.daemon.control import Request
 from qmpfilter.daemon.hooks import Hooks
 from qmpfilter.daemon.redirects import Redirects
-from qmpfilter.daemon.reports import Reports, new_name
-from qmpfilter.daemon.roster import Roster
+from qmpfilter.daemon.reports import Reports
+from qmpfilter.daemon.roster import Roster, Wanted
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Mode, Policy
 from qmpfilter.libvirt import arrival
 from qmpfilter.libvirt.arrival import Arrival
 from qmpfilter.libvirt.domain import DomainXml
 from qmpfilter.libvirt.incoming import Incoming
-from qmpfilter.relay.address import TcpAddress
+from qmpfilter.relay.address import TcpAddress, UnixAddress
 from qmpfilter.verdict.facts import HostFacts
 
 XML = "<domain>\n  <name>g</name>\n  <uuid>0a7f</uuid>\n</domain>\n"
@@ -38,10 +39,17 @@ def roster(tmp_path: Path) -> Roster:
 
 
 def ask(
-    roster: Roster, operation: str, xml: str = XML, domain: str = "g", redirects: Redirects | None = None
+    roster: Roster,
+    operation: str,
+    xml: str = XML,
+    domain: str = "g",
+    redirects: Redirects | None = None,
+    is_waited_for: Callable[[], bool] = lambda: True,
 ) -> dict[str, Any]:
+    """What a daemon answers that was started for this."""
     name, sub = operation.split()
-    request = Request({"operation": name, "sub": sub, "extra": "-", "domain": domain, "xml": xml})
+    values = {"operation": name, "sub": sub, "extra": "-", "domain": domain, "xml": xml}
+    request = Request(values, "", is_waited_for)
     return asyncio.run(Hooks(roster, lambda *_: None, redirects or Redirects(pytest.fail)).answer(request))
 
 
@@ -144,6 +152,7 @@ def test_where_rules_cannot_be_set_nothing_is_left(
     roster.config = replace(roster.config, ingress=Ingress(required=required, nft=True))
     incoming = Incoming(1, (TcpAddress("0.0.0.0", 49152),))
     monkeypatch.setattr(hooks, "find_incoming", lambda *_: incoming)
+    ask(roster, "migrate begin")
     with socket.create_server(("127.0.0.1", 0)) as ours:
         monkeypatch.setattr(ingress, "open_listener", lambda: ours)
         answer = ask(roster, "started begin", redirects=Redirects(refuse))
@@ -153,14 +162,143 @@ def test_where_rules_cannot_be_set_nothing_is_left(
     assert not roster.sessions
 
 
-@pytest.mark.parametrize(("host", "is_taken"), [(socket.gethostname(), True), ("elsewhere", False)])
-def test_a_session_has_the_promised_name_only_where_it_was_promised(
-    roster: Roster, host: str, is_taken: bool
+@pytest.fixture
+def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """One that waits at a path."""
+    address = UnixAddress(str(tmp_path / "m.sock"))
+    monkeypatch.setattr(hooks, "find_incoming", lambda *_: Incoming(1, (address,)))
+    with address.listen() as listener:
+        yield listener
+
+
+def leads_to(path: Path, listener: socket.socket) -> bool:
+    """Whoever connects there comes to this one."""
+    listener.setblocking(False)
+    with socket.socket(socket.AF_UNIX) as source:
+        source.connect(str(path))
+        try:
+            listener.accept()[0].close()
+        except BlockingIOError:
+            return False
+        return True
+
+
+class Sessions:
+    """Stands for workers."""
+
+    def __init__(self, roster: Roster, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun: list[str] = []
+        self.stopped: list[str] = []
+        monkeypatch.setattr(roster, "start", self._start)
+        monkeypatch.setattr(roster, "stop", self.stopped.append)
+
+    async def _start(self, wanted: Wanted) -> SimpleNamespace:
+        self.begun.append(wanted.session)
+        return SimpleNamespace(origin=SimpleNamespace(session=wanted.session))
+
+
+def test_an_announced_guest_is_led_here_also_over_a_restart(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, qemu: socket.socket
 ) -> None:
-    name = new_name()
-    coming = Arrival(session=name, at="2026-01-01T00:00:00+00:00", host=host, version="1", records="/r")
-    domain = DomainXml(DomainXml(XML).with_element(coming.element()))
-    assert Hooks(roster, lambda *_: None, Redirects(pytest.fail))._session_of(domain) == (name if is_taken else "")
+    sessions = Sessions(roster, monkeypatch)
+    promised = told(ask(roster, "migrate begin")["xml"]).session
+    assert ask(roster, "started begin") == {}
+    assert sessions.begun == [promised]
+    assert (tmp_path / "m.sock").is_socket()
+    assert leads_to(tmp_path / "m.sock.qmpfilter", qemu)
+
+
+@pytest.mark.parametrize("before", [(), ("migrate begin", "restore begin"), ("migrate begin", "release end"),
+                                    ("migrate begin", "stopped end")], ids=" ".join)  # fmt: skip
+@pytest.mark.parametrize("required", [False, True])
+def test_nothing_is_put_before_a_guest_that_is_not_announced(
+    roster: Roster, tmp_path: Path, qemu: socket.socket, caplog: pytest.LogCaptureFixture, required: bool,
+    before: tuple[str, ...],
+) -> None:  # fmt: skip
+    roster.config = replace(roster.config, ingress=Ingress(required=required))
+    for operation in before:
+        ask(roster, operation)
+    assert ask(roster, "started begin") == {}
+    assert leads_to(tmp_path / "m.sock", qemu)
+    assert f"nothing is put before unix:{tmp_path / 'm.sock'}" in caplog.text
+
+
+def test_a_guest_whose_hook_has_given_up_is_not_announced(
+    roster: Roster, tmp_path: Path, qemu: socket.socket
+) -> None:
+    assert ask(roster, "migrate begin", is_waited_for=lambda: False) == {}
+    assert ask(roster, "started begin") == {}
+    assert leads_to(tmp_path / "m.sock", qemu)
+
+
+FAILURES = (HostError("may not be looked into"), OSError(24, "Too many open files"), KeyError("a bug"))
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    ("operation", "announced", "required", "off", "vetoed"),
+    [
+        ("started begin", True, True, False, True),
+        ("started begin", True, False, False, False),
+        ("started begin", True, True, True, False),
+        ("started begin", False, True, False, False),
+        ("restore begin", False, True, False, False),
+        ("migrate begin", False, True, False, True),
+        ("migrate begin", False, False, False, False),
+    ],
+)
+def test_only_what_arrives_is_refused_for_want_of_the_filter_and_not_with_the_switch_on(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception,
+    operation: str, announced: bool, required: bool, off: bool, vetoed: bool,
+) -> None:  # fmt: skip
+    def fail(*_: object) -> None:
+        raise error
+
+    roster.config = replace(roster.config, ingress=Ingress(required=required))
+    if off:
+        roster.config.kill_switch.touch()
+    if announced:
+        ask(roster, "migrate begin")
+    for name in ("find_incoming", "check_image", "new_name"):
+        monkeypatch.setattr(hooks, name, fail)
+    answer = ask(roster, operation)
+    assert answer.keys() == ({"veto"} if vetoed else set())
+    assert str(error) in answer.get("veto", caplog.text)
+    assert ("Traceback" in caplog.text) != isinstance(error, HostError)
+
+
+@pytest.mark.parametrize("answers", [(False,), (True, False)], ids=["before the front", "with the session"])
+def test_where_the_hook_has_given_up_nothing_is_left(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, qemu: socket.socket, answers: tuple[bool, ...]
+) -> None:
+    sessions = Sessions(roster, monkeypatch)
+    ask(roster, "migrate begin")
+    waits = iter(answers)
+    assert ask(roster, "started begin", is_waited_for=lambda: next(waits)) == {}
+    assert leads_to(tmp_path / "m.sock", qemu)
+    assert not (tmp_path / "m.sock.qmpfilter").exists()
+    assert sessions.stopped == sessions.begun
+    assert len(sessions.begun) == len(answers) - 1
+
+
+def test_a_session_that_ends_before_it_began_clears_nothing_of_qemus(
+    roster: Roster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, qemu: socket.socket
+) -> None:
+    path = tmp_path / "m.sock"
+
+    async def act() -> None:
+        asked = Hooks(roster, lambda *_: None, Redirects(pytest.fail))
+
+        async def start(wanted: Wanted) -> None:
+            asked.ended({"session": wanted.session, "listen": f"unix:{path}", "connect": f"unix:{path}.qmpfilter"})
+            raise HostError("its worker died")
+
+        monkeypatch.setattr(roster, "start", start)
+        for operation in ("migrate", "started"):
+            await asked.answer(Request({"operation": operation, "sub": "begin", "domain": "g", "xml": XML}))
+
+    asyncio.run(act())
+    assert leads_to(path, qemu)
 
 
 def test_other_operations_are_an_error(roster: Roster) -> None:

@@ -55,6 +55,14 @@ def test_what_is_kept_stays_until_it_is_cleared(qemu: UnixAddress) -> None:
         assert not there.exists()
 
 
+def test_a_path_that_qemu_has_again_is_not_cleared(qemu: UnixAddress) -> None:
+    with qemu.listen():
+        with Front(waiting(qemu), ()):
+            pass
+        Front.clear({"listen": str(qemu), "connect": f"{qemu}.qmpfilter"})
+        assert Path(qemu.path).is_socket()
+
+
 def test_a_port_is_taken_at_other_addresses() -> None:
     with socket.create_server(("127.0.0.2", 0)) as behind:
         port = behind.getsockname()[1]

@@ -229,9 +229,14 @@ class Waiting:
         xml = f"<domain><name>guest</name><uuid>{self.uuid}</uuid></domain>"
         return daemon.ask("hook", operation=operation, sub=sub, extra="-", domain="guest", xml=xml)
 
+    def begin(self, daemon: DaemonProcess) -> dict[str, Any]:
+        """What libvirt's hook is answered when QEMU waits for the guest that was announced."""
+        self.hook(daemon, "migrate", "begin")
+        return self.hook(daemon, "started", "begin")
+
     def session(self, daemon: DaemonProcess) -> str:
         """The one that waits for its source."""
-        assert self.hook(daemon, "started", "begin") == {}
+        assert self.begin(daemon) == {}
         [session] = daemon.ask("sessions")["running"]
         assert (session["stage"], session["listen"].rpartition(":")[2]) == ("waiting", str(self.port))
         return str(session["session"])
@@ -341,7 +346,7 @@ def test_with_the_switch_on_a_source_comes_to_qemu(
     daemon.ask("off")
     try:
         with Waiting(here, "0.0.0.0") as domain:
-            assert domain.hook(daemon, "started", "begin") == {}
+            assert domain.begin(daemon) == {}
             with dial(networks[0], "10.9.0.2", domain.listener) as source:
                 goes_to(source, domain.listener).close()
     finally:
@@ -365,7 +370,7 @@ def test_without_the_capability_it_says_which_and_leaves_nothing(
     config = CONFIG.replace("required = true", f"required = {str(required).lower()}")
     without = ("setpriv", "--bounding-set=-net_admin,-net_raw")
     with daemon_at(here, tmp_path, *without, config=config) as daemon, Waiting(here, "0.0.0.0") as domain:
-        answer = domain.hook(daemon, "started", "begin")
+        answer = domain.begin(daemon)
         assert DROP_IN in (answer["veto"] if required else daemon.log())
         assert answer.keys() == ({"veto"} if required else set())
         assert daemon.ask("sessions")["running"] == []

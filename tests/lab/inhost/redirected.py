@@ -42,6 +42,7 @@ def main() -> None:
         ) as qemu:
             assert qemu.stdout is not None
             qemu.stdout.readline()
+            _hook(domain, "migrate", "begin")
             told = {"answer": _hook(domain, "started", "begin"), "rules": _nft("ruleset")}
     _hook(domain, "stopped", "end")
     wait_until(lambda: _nft("tables") == "", SECONDS, "the rules to go")
