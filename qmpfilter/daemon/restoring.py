@@ -34,10 +34,15 @@ _SECONDS: Final = 7.0
 def check_image(uuid: str, policy: Policy, proc: Path = Path("/proc")) -> None:
     """Check what a libvirt of this host is about to restore.
 
-    :param policy: for this host as the destination
+    :param policy: for this host as the destination. With mode off nothing is read; with observe nothing is refused
+        for which a migration would not be stopped either
     :raises PolicyError: this host would refuse it, or lose what must not be lost
     :raises HostError: it could not be looked at: libvirt has it not open, or it takes too long
     """
+    if policy.mode is Mode.OFF:
+        return
+    # The file is restored as it is. Whatever would be made of it on its way, its state has to be one that converts.
+    mode = policy.mode if policy.mode is Mode.OBSERVE else Mode.ANNEX
     late = time.monotonic() + _SECONDS
     unread: HostError | None = None
     for path in _open_images(proc):
@@ -54,7 +59,7 @@ def check_image(uuid: str, policy: Policy, proc: Path = Path("/proc")) -> None:
             if source.domain is None or str(source.domain.uuid) != uuid:
                 continue
             try:
-                _read(source, Gate(replace(policy, mode=Mode.ANNEX, without_return_path=True)), name, late)
+                _read(source, Gate(replace(policy, mode=mode, without_return_path=True)), name, late)
             except RefusedError as error:
                 raise PolicyError(f"{name}: {error}") from error
             except StreamError as error:
@@ -84,7 +89,7 @@ def _read(source: Source, gate: Gate, name: str, late: float) -> None:
     except PolicyError as error:
         raise PolicyError(f"{name}: {error}") from error
     # A live migration would be converted here; a file is restored as it is.
-    if any(vcpu.found is Carrier.NATIVE for vcpu in gate.vcpus):
+    if gate.policy.mode is not Mode.OBSERVE and any(vcpu.found is Carrier.NATIVE for vcpu in gate.vcpus):
         raise PolicyError(
             f"{name} holds native svm2, on which QEMU ends: restore what "
             f"'qmpfilter convert {name} NEW --to annex' makes of it"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from qmpfilter.cli.main import main
 from qmpfilter.daemon import restoring
 from qmpfilter.daemon.restoring import check_image
-from qmpfilter.errors import HostError, PolicyError
-from qmpfilter.filter.policy import Policy
+from qmpfilter.errors import HostError, PolicyError, RefusedError
+from qmpfilter.filter.policy import Enforcement, Mode, Policy
+from qmpfilter.filter.rewriter import Rewriter
 from qmpfilter.saveimage.source import open_source
 from qmpfilter.verdict.facts import HostFacts
 from tests.helpers.fixtures import fixtures
@@ -57,6 +59,40 @@ def test_native_state_is_refused_with_what_to_do(tmp_path: Path, image: Path) ->
     assert main(["convert", str(image), str(native), "--to", "native"]) == 0
     with pytest.raises(PolicyError, match=f"qmpfilter convert {native} NEW --to annex"):
         check_image(uuid_of(image), Policy(), proc(tmp_path, native))
+
+
+def test_with_mode_off_nothing_is_read(tmp_path: Path, image: Path) -> None:
+    policy = Policy(mode=Mode.OFF, facts=WITHOUT_NESTING)
+    check_image(uuid_of(image), policy, proc(tmp_path, image))
+    check_image("another", policy, tmp_path / "nowhere")
+
+
+def test_observed_native_state_is_restored_as_it_would_pass(tmp_path: Path, image: Path) -> None:
+    native = tmp_path / "native.save"
+    assert main(["convert", str(image), str(native), "--to", "native"]) == 0
+    policy = Policy(mode=Mode.OBSERVE, enforcement=Enforcement.WARN)
+    check_image(uuid_of(image), policy, proc(tmp_path, native))
+
+
+CONTRADICTORY = RefusedError(0, "a guest mode", [("reason", "It has none.")])
+
+
+@pytest.mark.parametrize("mode", [Mode.OBSERVE, Mode.ANNEX, Mode.LEGACY])
+def test_state_that_no_conversion_touches_is_refused_unless_it_is_observed(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    def refuse(*_: object) -> None:
+        raise CONTRADICTORY
+
+    monkeypatch.setattr(Rewriter, "take", refuse)
+    refused = pytest.raises(PolicyError, match="It has none") if mode is not Mode.OBSERVE else nullcontext()
+    with refused:
+        check_image(uuid_of(image), Policy(mode=mode), proc(tmp_path, image))
+
+
+def test_observed_state_is_judged_as_on_its_way(tmp_path: Path, image: Path) -> None:
+    with pytest.raises(PolicyError, match="would not run this guest"):
+        check_image(uuid_of(image), Policy(mode=Mode.OBSERVE, facts=WITHOUT_NESTING), proc(tmp_path, image))
 
 
 @pytest.mark.parametrize(("comm", "uuid"), [("cat", None), ("virtqemud", "another")])
