@@ -15,7 +15,7 @@ from typing import Any, Final
 from qmpfilter.cluster.form import Fields, dumped
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Mode
-from qmpfilter.relay.session import STOPPED, Outcome
+from qmpfilter.relay.session import STOPPED, Outcome, Phase
 
 __all__ = [
     "ByMode",
@@ -82,16 +82,30 @@ _COUNTED: Final = {
     Outcome.IN_DOUBT: Counts(in_doubt=1),
 }
 
+_SOURCE_CAME: Final = ("connected", Phase.STREAMING.value, Phase.COMMITTED.value)
+
 
 def counted(report: Mapping[str, Any]) -> tuple[Mode, Counts] | None:
-    """What a session's report adds, and to which mode; None if nothing, or if it does not tell."""
+    """What a session's report adds, and to which mode; None if nothing, or if it does not tell.
+
+    One that failed before a source came was no migration.
+    """
     try:
         outcome = Outcome(report["outcome"])
         mode = Mode.OFF if report.get("switched_off") else Mode(report["mode"])
     except (KeyError, ValueError):
         return None
-    by_hand = outcome is Outcome.FAILED and STOPPED in str(report.get("reason", ""))
-    return (mode, _COUNTED[outcome]) if outcome in _COUNTED and not by_hand else None
+    by_hand = STOPPED in str(report.get("reason", ""))
+    if outcome not in _COUNTED or (outcome is Outcome.FAILED and (by_hand or not _began(report))):
+        return None
+    return mode, _COUNTED[outcome]
+
+
+def _began(report: Mapping[str, Any]) -> bool:
+    """A source came; it did where the report does not tell."""
+    # A worker that died left its phases, and of channels what the daemon had heard.
+    moments = report.get("moments", {})
+    return bool(report.get("channels", True)) or any(moment in moments for moment in _SOURCE_CAME)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -232,6 +233,22 @@ def test_what_a_report_counts(outcome: Outcome, counts: Counts | None) -> None:
 )
 def test_what_was_stopped_by_hand_or_is_of_another_version_counts_nothing(report: dict[str, str]) -> None:
     assert counted(report) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "counts"),
+    [
+        ({"channels": [], "moments": {"waiting": "now", "ended": "now"}}, False),
+        ({"channels": []}, False),
+        ({"channels": ["main"], "moments": {"waiting": "now"}}, True),
+        ({"channels": ["main"], "moments": {"connected": "now"}}, True),
+        ({"channels": [], "moments": {"waiting": "now", "streaming": "now"}}, True),
+        ({}, True),
+    ],
+)
+def test_a_failure_counts_once_a_source_came(told: dict[str, Any], counts: bool) -> None:
+    found = counted({"outcome": "failed", "mode": "annex", **told})
+    assert found == ((Mode.ANNEX, Counts(failed=1)) if counts else None)
 
 
 def test_a_session_counts_once() -> None:
