@@ -8,13 +8,14 @@ them.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, write_to_textfile
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
 from prometheus_client.exposition import MetricsHandler
 
 from qmpfilter import __version__
@@ -25,6 +26,7 @@ from qmpfilter.qmp.whereabouts import Whereabouts
 from qmpfilter.relay.address import Address
 from qmpfilter.relay.channel import Channel
 from qmpfilter.relay.session import Outcome
+from qmpfilter.saveimage.outfile import OutputFile
 
 __all__ = ["Metrics", "MetricsServer"]
 
@@ -111,12 +113,15 @@ class Metrics:
             self._downtime.observe(stopped)
 
     def write(self, path: Path) -> None:
-        """As a file, whole or not at all.
+        """As a file, whole or not at all, which all users may read: node_exporter has one of its own.
 
         :raises HostError: it cannot be written
         """
         try:
-            write_to_textfile(str(path), self.registry)
+            with OutputFile(str(path)) as file:
+                file.write(generate_latest(self.registry))
+                os.fchmod(file.descriptor(), 0o644)
+                file.commit()
         except OSError as error:
             raise HostError(f"{path}: {error.strerror or error}") from error
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,6 +70,15 @@ def samples(text: str) -> dict[str, float]:
 def written(metrics: Metrics, path: Path) -> dict[str, float]:
     metrics.write(path)
     return samples(path.read_text())
+
+
+def test_whoever_reads_the_file_may_whatever_the_daemons_umask_is(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        Metrics(lambda: 2, lambda: True).write(tmp_path / "qmpfilter.prom")
+    finally:
+        os.umask(before)
+    assert [(one.name, one.stat().st_mode & 0o777) for one in tmp_path.iterdir()] == [("qmpfilter.prom", 0o644)]
 
 
 def test_what_is_counted(tmp_path: Path) -> None:
