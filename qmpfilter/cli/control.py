@@ -68,7 +68,8 @@ def _of_cluster(told: Mapping[str, Any] | None) -> list[str]:
         return []
     stage = f" at {told['stage']}, {told['state']}" if told["stage"] else ", which no rollout has"
     lines = [f"cluster {told['store']}: {told['name']} in ring {told['ring']}{stage}; {told['hosts']} hosts listed"]
-    lines += [f"the store does not answer, heard {told['age']} s ago: {told['away']}"] if told["away"] else []
+    heard = "never heard" if told["age"] is None else f"heard {told['age']} s ago"
+    lines += [f"the store does not answer, {heard}: {told['away']}"] if told["away"] else []
     lines += [f"nothing is edited: {told['stale']}"] if told["stale"] else []
     lines += [f"this host is not healthy: {told['ailing']}"] if told["ailing"] else []
     return lines + ([told["off"]] if told["off"] else [])

@@ -422,7 +422,8 @@ class Member:
     def _say_away(self, why: str) -> None:
         if bool(why) != bool(self._away):
             if why:
-                _log.warning("cluster: %s; what was known goes on for %g s", why, self._settings.stale)
+                left = self._settings.stale - self.age
+                _log.warning("cluster: %s%s", why, f"; what was known goes on for {left:.0f} s" if left > 0 else "")
             else:
                 _log.info("cluster: the store answers again")
         self._away = why

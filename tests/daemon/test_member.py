@@ -17,6 +17,7 @@ from qmpfilter.cluster.counts import Counts, Sum, Tally
 from qmpfilter.cluster.directory import DirectoryStore
 from qmpfilter.cluster.rollout import State, Thresholds
 from qmpfilter.daemon.config import Cluster
+from qmpfilter.daemon.known import Known, KnownFile
 from qmpfilter.daemon.member import Member
 from qmpfilter.daemon.switch import KillSwitch
 from qmpfilter.filter.policy import Mode
@@ -141,6 +142,27 @@ def test_a_host_that_cannot_be_switched_off_does_not_say_that_it_is(hosts: Hosts
     (tmp_path / "one/gone").mkdir()
     until(lambda: hosts.board.seen()["a"].off, "the host to say that it is off")
     until(lambda: not member.as_json()["ailing"], "it to be well")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(None, False), (100.0, True), (1000.0, False)],
+    ids=["nothing is known", "what is known is fresh", "what is known is old"],
+)
+def test_while_the_store_is_away_only_what_is_known_goes_on(
+    hosts: Hosts, tmp_path: Path, caplog: pytest.LogCaptureFixture, seconds: float | None, said: bool
+) -> None:
+    (tmp_path / "store").rename(tmp_path / "gone")
+    (tmp_path / "one").mkdir()
+    if seconds is not None:
+        file = KnownFile(tmp_path / "one/known.json")
+        file.write(Known())
+        file.heard(seconds)
+    member, _ = hosts.start("a", "one")
+    until(lambda: bool(member.as_json()["away"]), "the store to be missed")
+    assert "no store is there" in caplog.text
+    assert ("; what was known goes on for " in caplog.text) == said
+    assert "goes on for 600 s" not in caplog.text
 
 
 def test_what_was_switched_off_stays_so_until_the_store_is_heard(hosts: Hosts, tmp_path: Path) -> None:
