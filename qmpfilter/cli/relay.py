@@ -17,7 +17,6 @@ from qmpfilter.doctor.gather import gather
 from qmpfilter.filter.gate import Gate
 from qmpfilter.relay.address import PairAddress, parse_destination, parse_listening
 from qmpfilter.relay.pair import Pair, Pairing, check_certificates
-from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json, as_text
 from qmpfilter.relay.session import Phase
 from qmpfilter.verdict.facts import HostFacts
@@ -67,7 +66,7 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
     gate = Gate(policy, KILL_SWITCH.exists)
     pair = Pair(pairing, choices.waits, gate, KILL_SWITCH.exists)
     listener = source.listen()
-    running = Relay(pair.onward(destination), gate, choices.waits)
+    running = pair.relay(destination)
     listeners = pair.welcoming(source, [listener], lambda: running.session.phase is Phase.WAITING)
     # The process ends with the migration: there is no garbage worth a pause while the guest stands still.
     gc.disable()

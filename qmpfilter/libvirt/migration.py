@@ -29,7 +29,6 @@ from qmpfilter.qmp.migration import MEMORY_SECONDS, wait_in
 from qmpfilter.qmp.whereabouts import Whereabouts
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.pair import Pair, Pairing
-from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json
 from qmpfilter.relay.session import Outcome, Phase
 
@@ -110,7 +109,7 @@ class Migration:
     ) -> None:
         self.gate = Gate(policy, is_off, self._read_memory if read_memory else None)
         self.pair = Pair(pairing, waits, self.gate, is_off, lambda: domain.uuid)
-        self.relay = Relay(self.pair.onward(route.onward), self.gate, waits)
+        self.relay = self.pair.relay(route.onward)
         self.states: tuple[State | None, State | None] = (None, None)
         self.error = ""
         self.problems: list[str] = []

@@ -68,8 +68,9 @@ class Migration:
         self.destination = target if isinstance(target, Destination) else None
         self.gate = make_gate(policy, is_off, self._read_memory if read_memory else None)
         self.pair = Pair(pairing, waits, self.gate, is_off, lambda: source.uuid)
-        connect = self._connect if isinstance(target, Destination) else self.pair.onward(target)
-        self.relay = Relay(connect, self.gate, waits)
+        self.relay = (
+            Relay(self._connect, self.gate, waits) if isinstance(target, Destination) else self.pair.relay(target)
+        )
         self._begun = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._cancelled = False

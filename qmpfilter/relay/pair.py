@@ -29,6 +29,7 @@ from qmpfilter.relay.channel import FIRST_BYTES, first_bytes
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.pair_protocol import FORMATS, NATIVE, SPOKEN, Answer, Hello, Inbox, agreed, refusal
+from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.tls import Secured, TlsEnd, contexts, secure
 from qmpfilter.verdict.facts import HostFacts
 from qmpfilter.wire.framing import TLS_HANDSHAKE
@@ -134,14 +135,14 @@ class Pair:
         found["destination"] = None if self._outgoing is None else self._outgoing.link
         return {side: link for side, link in found.items() if link is not None}
 
-    def onward(self, destination: Destination) -> Callable[[Deadline, socket.socket], socket.socket]:
-        """How the relay connects to a destination."""
+    def relay(self, destination: Destination) -> Relay:
+        """What passes the migration on to a destination."""
         if not isinstance(destination, PairAddress):
-            return destination.connect
+            return Relay(destination.connect, self._gate, self._waits)
         self._outgoing = Outgoing(
             destination, self._pairing, self._waits, domain=self._domain, heard=self._gate.learn
         )
-        return self._outgoing.connect
+        return Relay(self._outgoing.connect, self._gate, self._waits, paired=True)
 
     def welcoming(
         self, listen: Listening, sockets: Sequence[socket.socket], is_free: Callable[[], bool]

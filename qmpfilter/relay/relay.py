@@ -86,6 +86,7 @@ class Relay:
     :param connect: opens a connection to the destination within a deadline, for a connection of the source
     :param looker: sees the main channel
     :param waits: how long to wait for what
+    :param paired: those connections lead to another filter
     :ivar session: what became of it
     :ivar backward: bytes passed on to the source on the return path
     :ivar channels: the source's channels in the order in which they were connected onward
@@ -96,9 +97,14 @@ class Relay:
     """
 
     def __init__(
-        self, connect: Callable[[Deadline, socket.socket], socket.socket], looker: Looker, waits: Waits
+        self,
+        connect: Callable[[Deadline, socket.socket], socket.socket],
+        looker: Looker,
+        waits: Waits,
+        *,
+        paired: bool = False,
     ) -> None:
-        self.session = Session()
+        self.session = Session(paired=paired)
         self.backward = 0
         self.channels: list[Channel] = []
         self.times: dict[str, float] = {}

@@ -9,7 +9,9 @@
 The byte that ends the sections, or in postcopy the package, is the commit point. A destination that has not
 seen it cannot start the guest, so before it every failure is answered by breaking the destination's connection
 and, on the return path, SHUT(1): the source goes on. After it only the destination may speak: a source that hears no
-SHUT goes on too, so to break anything then could make two guests of one.
+SHUT goes on too, so to break anything then could make two guests of one. A QEMU that ends without SHUT has spoken:
+it had not started the guest, and SHUT(1) is passed on for it. Another filter that does so has not: it may have been
+killed when all was delivered.
 
 Pure: told what happened, it says what to do. Source: measured with QEMU 7.2, 10.0 and 11.1, and QEMU 10.2.2
 migration/migration.c (migration_completion, source_return_path_thread, process_incoming_migration_bh).
@@ -71,8 +73,8 @@ class Outcome(enum.Enum):
     CANCELLED = "cancelled"
     """The source ended it."""
     IN_DOUBT = "in doubt"
-    """Cut, or without an answer for too long, after the commit point and before the destination's word: ask both
-    QEMUs."""
+    """Cut, ended by another filter, or without an answer for too long, after the commit point and before the
+    destination's word: ask both QEMUs."""
 
 
 SENTENCES: Final[Mapping[Outcome, str]] = {
@@ -100,18 +102,20 @@ class Action(enum.Enum):
 class Session:
     """The state of one migration. Methods tell what happened and return what to do.
 
+    :param paired: the destination's connections lead to another filter
     :ivar phase: how far it is
     :ivar outcome: None until it has ended
     :ivar reason: of any other outcome than COMPLETED, one sentence
     :ivar late: what would have stopped the migration, had it not come after the commit point
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, paired: bool = False) -> None:
         self.phase = Phase.WAITING
         self.outcome: Outcome | None = None
         self.reason = ""
         self.return_path = False
         self.late: list[str] = []
+        self._paired = paired
         self._postcopy = False
         self._unread = False
         self._shut: int | None = None
@@ -181,9 +185,13 @@ class Session:
             return self._end(Outcome.IN_DOUBT, reason, Action.CLOSE_SOURCE)
         if self.phase is Phase.COMMITTED:
             if self.return_path and error is None and not self._unread:
-                # Its source takes an end without SHUT for a failure and goes on; a destination that had
-                # started the guest would have said so.
-                return self._end(Outcome.REFUSED, f"the destination ended without a word{cause}", Action.CLOSE_SOURCE)
+                if self._paired:
+                    reason = "the other filter ended without passing on the destination's answer"
+                    return self._end(Outcome.IN_DOUBT, reason, Action.CLOSE_SOURCE)
+                # A source takes an end without SHUT for a failure and goes on, but a filter before this one could
+                # not tell it from an accident; a destination that had started the guest would have said so.
+                reason = "the destination ended without a word"
+                return self._end(Outcome.REFUSED, reason, Action.SHUT_SOURCE, Action.CLOSE_SOURCE)
             if self._source_ended and error is None:
                 return self._end(Outcome.SENT, "without a return path nobody tells more", Action.CLOSE_SOURCE)
             return self._end(Outcome.IN_DOUBT, f"the destination ended{cause}", Action.CLOSE_SOURCE)

@@ -299,7 +299,7 @@ class Worker:
         order = self.order
         gate = self.make_gate(order.policy, order.kill_switch.exists, memory)
         self.pair = Pair(order.pairing, order.waits, gate, order.kill_switch.exists, self.domain)
-        return Relay(self.pair.onward(parse_destination(order.destination)), gate, order.waits), gate
+        return self.pair.relay(parse_destination(order.destination)), gate
 
     def _attend(self) -> None:
         """Pass on what happens, and what the daemon wants."""

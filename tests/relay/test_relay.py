@@ -214,7 +214,7 @@ def test_a_destination_that_dies_after_the_commit_point(rig: Rig) -> None:
     destination = rig.destination()
     assert exactly(destination, len(RAM + TAIL + END)) == RAM + TAIL + END
     destination.close()
-    assert everything(source) == b""
+    assert everything(source) == SHUT_FAILED
     source.close()
     assert rig.outcome() is Outcome.REFUSED
 

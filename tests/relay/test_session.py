@@ -63,7 +63,7 @@ RUNNING_THERE = [*STREAMING, COMMITTED, SHUT_0]
         (STREAMING, DESTINATION_BREAKS, (SHUT, CLOSE), Outcome.REFUSED),
         ([*STREAMING, SHUT_1], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
         ([CONNECTED], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
-        ([*STREAMING, COMMITTED], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
+        ([*STREAMING, COMMITTED], DESTINATION_ENDS, (SHUT, CLOSE), Outcome.REFUSED),
         ([*STREAMING, COMMITTED, SHUT_1], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
         ([*STREAMING, COMMITTED], DESTINATION_BREAKS, (CLOSE,), Outcome.IN_DOUBT),
         ([*STREAMING, POSTCOPY], DESTINATION_ENDS, (CLOSE,), Outcome.IN_DOUBT),
@@ -71,7 +71,7 @@ RUNNING_THERE = [*STREAMING, COMMITTED, SHUT_0]
         ([*STREAMING, POSTCOPY, SHUT_1], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
         ([*STREAMING, POSTCOPY, SHUT_0], DESTINATION_ENDS, (CLOSE,), Outcome.COMPLETED),
         ([*STREAMING, COMMITTED, GARBAGE], DESTINATION_ENDS, (CLOSE,), Outcome.IN_DOUBT),
-        ([*STREAMING, COMMITTED, DAMAGE], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
+        ([*STREAMING, COMMITTED, DAMAGE], DESTINATION_ENDS, (SHUT, CLOSE), Outcome.REFUSED),
         ([*STREAMING, COMMITTED], SILENCE, (BREAK, CLOSE), Outcome.IN_DOUBT),
         (RUNNING_THERE, SILENCE, (CLOSE,), Outcome.COMPLETED),
         (STREAMING, SILENCE, (BREAK, SHUT, CLOSE), Outcome.FAILED),
@@ -91,6 +91,29 @@ def test_endings(before: list[Step], last: Step, actions: tuple[Action, ...], ou
     assert last(session) == actions
     assert (session.phase, session.outcome) == (Phase.ENDED, outcome)
     assert bool(session.reason) == (outcome is not Outcome.COMPLETED)
+
+
+@pytest.mark.parametrize(
+    ("before", "last", "actions", "outcome"),
+    [
+        (STREAMING, DESTINATION_ENDS, (SHUT, CLOSE), Outcome.REFUSED),
+        ([*STREAMING, COMMITTED], DESTINATION_ENDS, (CLOSE,), Outcome.IN_DOUBT),
+        ([*STREAMING, COMMITTED, SOURCE_ENDS], DESTINATION_ENDS, (CLOSE,), Outcome.IN_DOUBT),
+        ([*STREAMING, COMMITTED], DESTINATION_BREAKS, (CLOSE,), Outcome.IN_DOUBT),
+        ([*STREAMING, POSTCOPY], DESTINATION_ENDS, (CLOSE,), Outcome.IN_DOUBT),
+        ([*STREAMING, COMMITTED, SHUT_1], DESTINATION_ENDS, (CLOSE,), Outcome.REFUSED),
+        (RUNNING_THERE, DESTINATION_ENDS, (CLOSE,), Outcome.COMPLETED),
+        ([CONNECTED, COMMITTED, SOURCE_ENDS], DESTINATION_ENDS, (CLOSE,), Outcome.SENT),
+    ],
+)
+def test_endings_of_another_filter(
+    before: list[Step], last: Step, actions: tuple[Action, ...], outcome: Outcome
+) -> None:
+    session = Session(paired=True)
+    for step in before:
+        step(session)
+    assert last(session) == actions
+    assert session.outcome is outcome
 
 
 @pytest.mark.parametrize("late", [DAMAGE, VETO, DESTINATION_ENDS, DESTINATION_BREAKS])
