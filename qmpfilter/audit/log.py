@@ -52,16 +52,17 @@ class AuditLog:
         self.directory = directory
         self._most = most
 
-    def append(self, body: Mapping[str, Any], seconds: float) -> None:
+    def append(self, body: Mapping[str, Any], seconds: float) -> int:
         """Write a record; it is on the disk when this returns.
 
+        :returns: its number
         :raises DeadlineError: somebody else was writing for so long
         :raises HostError: it cannot be written
         """
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._locked(seconds):
-                self._append(body)
+                return self._append(body)
         except OSError as error:
             raise HostError(f"{error.filename or self.directory}: {error.strerror or error}") from error
 
@@ -90,7 +91,7 @@ class AuditLog:
             return [*ordered, *([newest] if newest.exists() else [])]
         return []
 
-    def _append(self, body: Mapping[str, Any]) -> None:
+    def _append(self, body: Mapping[str, Any]) -> int:
         newest = self.directory / _NEWEST
         descriptor = os.open(newest, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -102,7 +103,7 @@ class AuditLog:
                 size = whole
             if last is None:
                 last = self._last_of_older()
-            line, _ = sealed(body, last)
+            line, link = sealed(body, last)
             if size and size + len(line) > self._most:
                 os.rename(newest, self.directory / f"audit-{last.number}.jsonl")
                 os.close(descriptor)
@@ -114,6 +115,7 @@ class AuditLog:
                 self._sync_directory()
         finally:
             os.close(descriptor)
+        return link.number
 
     def _last_of_older(self) -> Link:
         for file in reversed(self._files()[:-1]):

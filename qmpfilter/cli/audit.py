@@ -24,13 +24,17 @@ _EXIT_CHANGED: Final = 1
 _CHUNK: Final = 1000
 _COLUMNS: Final = (
     "number", "at", "session", "decision", "reason", "name", "uuid", "listen", "connect", "asked_by", "mode",
-    "edited_vcpus", "digest",
+    "edited_vcpus", "corrects", "digest",
 )  # fmt: skip
 
 
 @click.group()
 def audit() -> None:
-    """The audit log: one record per migration, on the disk before the destination may start the guest."""
+    """The audit log: one record per migration, on the disk before the destination may start the guest.
+
+    Where a migration ended while "released" was written, and the guest was kept, a second record says so; "corrects"
+    in it has the number of the first.
+    """
 
 
 def _of_directory(command: Callable[..., int]) -> Callable[..., int]:
@@ -55,7 +59,7 @@ def verify(directory: Path, last: str | None) -> int:
     Exit status: 0 it is as it was written; 1 it is not, or that record is missing; 2 a bug of qmpfilter; 3 it cannot
     be read, there is none, or wrong usage.
     """
-    records, faults = 0, 0
+    records, faults, corrected = 0, 0, 0
     newest: dict[str, Any] | None = None
     oldest: dict[str, Any] | None = None
     found = last is None
@@ -65,12 +69,16 @@ def verify(directory: Path, last: str | None) -> int:
             write_out(f"{entry.file}:{entry.line}: {entry.fault.what}\n")
         if entry.record is not None and entry.fault is None:
             records += 1
+            corrected += "corrects" in entry.record
             oldest, newest = oldest or entry.record, entry.record
             found = found or entry.record["digest"] == last
     if not found:
         write_out(f"no record has the digest {last}: the newest ones were cut off, or the log is another\n")
     if oldest is not None and newest is not None:
-        write_out(f"{records} records, from {_named(oldest)} to {_named(newest)}\nlast digest {newest['digest']}\n")
+        write_out(f"{records} records, from {_named(oldest)} to {_named(newest)}\n")
+        if corrected:
+            write_out(f"{corrected} of them correct another: that guest was kept after all\n")
+        write_out(f"last digest {newest['digest']}\n")
     return _EXIT_CHANGED if faults or not found else 0
 
 

@@ -210,7 +210,8 @@ class Worker:
         self._journal = _Journal(order, line)
         self._over = threading.Event()
         self._moved: tuple[int, int, int] = (0, 0, 0)
-        self._recorded = False
+        self._asked = False
+        self._released: int | None = None
         self.relay, self.gate = self._engine(memory)
 
     def run(self, sockets: list[socket.socket]) -> None:
@@ -263,18 +264,27 @@ class Worker:
         return str(self.who().get("uuid", ""))
 
     def _committing(self) -> None:
-        self._record("released", "")
-        self._journal.tell(Phase.COMMITTED)
+        # What comes too late is not sent, and nothing is to say that it was.
+        if self._is_over():
+            return
+        if not self._asked:
+            self._asked = True
+            self._released = self._record("released", "")
+        if not self._is_over():
+            self._journal.tell(Phase.COMMITTED)
 
-    def _record(self, decision: str, reason: str) -> None:
-        """Once, in the audit log.
+    def _is_over(self) -> bool:
+        return self.relay.session.phase is Phase.ENDED
 
+    def _record(self, decision: str, reason: str, **more: Any) -> int | None:
+        """In the audit log.
+
+        :returns: the record's number, None if there is none
         :raises PolicyError: it has to be recorded, and cannot
         """
         order, gate = self.order, self.gate
-        if self._recorded or order.audit is None:
-            return
-        self._recorded = True
+        if order.audit is None:
+            return None
         body = {
             "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "session": order.session,
@@ -287,13 +297,15 @@ class Worker:
             "mode": "off" if gate.switched_off else order.policy.mode.value,
             "edited_vcpus": gate.edits,
             "findings": sorted({found.code for vcpu in gate.vcpus for found in vcpu.findings}),
+            **more,
         }
         try:
-            AuditLog(order.audit).append(body, _AUDIT_SECONDS)
+            return AuditLog(order.audit).append(body, _AUDIT_SECONDS)
         except HostError as error:
             if order.audit_required and decision == "released" and not gate.switched_off:
                 raise PolicyError(f"the migration cannot be recorded in the audit log: {error}") from error
             gate.warnings.append(f"Not recorded in the audit log: {error}")
+            return None
 
     def _engine(self, memory: Memory | None) -> tuple[Relay, Gate]:
         order = self.order
@@ -321,7 +333,9 @@ class Worker:
 
     def _report(self) -> None:
         order, session = self.order, self.relay.session
-        self._record("kept", session.reason)
+        if "committed" not in self.relay.moments:
+            corrects = {} if self._released is None else {"corrects": self._released}
+            self._record("kept", session.reason, **corrects)
         report = {
             "session": order.session,
             "listen": order.listen,

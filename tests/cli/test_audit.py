@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -44,6 +45,16 @@ def test_export(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.startswith("number,at,session,decision,")
     assert [row.split(",")[2] for row in rows] == ["s0", "s1", "s2"]
+
+
+def test_corrections(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    body = {"at": "2026-01-04T00:00:00+00:00", "session": "s2", "decision": "kept", "corrects": 3}
+    assert AuditLog(directory).append(body, 10.0) == 4
+    assert main(["audit", "verify", "--directory", str(directory)]) == EXIT_FINE
+    assert "\n1 of them correct another: that guest was kept after all\n" in capsys.readouterr().out
+    assert main(["audit", "export", "--directory", str(directory), "--format", "csv"]) == EXIT_FINE
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [(row["decision"], row["corrects"]) for row in rows[2:]] == [("released", ""), ("kept", "3")]
 
 
 def test_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
