@@ -62,7 +62,8 @@ Memory = Callable[[Sequence[int]], Mapping[int, bytes]]
 
 
 class Piece(NamedTuple):
-    """Bytes to pass on now.
+    """Bytes to pass on now. The tail begins with a piece without any: from then on the guest stands still, and what
+    is asked for before the next one may take its time.
 
     :param commit: with them the destination may start the guest
     """
@@ -119,6 +120,7 @@ class Gate:
         self._as_is = policy.mode is Mode.OBSERVE
         self._blind = policy.mode is Mode.OFF
         self._asked = False
+        self._holds = False
         self._memory = memory
         self._deferred: list[tuple[Event, AtHand | None]] = []
         self._package: list[bytes | memoryview] | None = None
@@ -259,6 +261,9 @@ class Gate:
                 yield Piece(event.raw)
                 continue
             self._note(event)
+            if self.holding and not self._holds:
+                self._holds = True
+                yield Piece(b"")
             packaged = isinstance(event, CommandReceived) and event.command is Command.PACKAGED
             self.postcopy |= packaged
             vcpu = _section_of_vcpu(event)

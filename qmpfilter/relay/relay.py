@@ -74,7 +74,8 @@ class Looker(Protocol):
         """The source has connected: whether all that it sends passes unread."""
 
     def receive_data(self, data: memoryview) -> Iterable[Piece]:
-        """The next bytes of the source, and what may go on."""
+        """The next bytes of the source, and what may go on. Where it begins to hold, a piece comes before anything
+        that may wait, if need be one without bytes."""
 
     def receive_eof(self) -> Iterable[Piece]:
         """The source has closed its side, and what may go on."""
@@ -355,6 +356,7 @@ class Relay:
             for piece in pieces:
                 # Before the destination has it, and may answer.
                 self._heed_return_path()
+                self._heed_tail()
                 if piece.commit:
                     with self._lock:
                         if self.session.phase is Phase.STREAMING:
@@ -370,14 +372,19 @@ class Relay:
         finally:
             # Also when what came with the request is a reason to stop: the source waits for SHUT all the same.
             self._heed_return_path()
-        if self._looker.holding and self._tail_timer is None and self.session.phase is Phase.STREAMING:
-            late = DeadlineError(f"the state of devices took longer than {self._waits.tail:g} s")
-            self._tail_began = time.monotonic()
-            self._note("tail")
-            self._tail_timer = threading.Timer(self._waits.tail, self._stop, (late,))
-            self._tail_timer.daemon = True
-            self._tail_timer.start()
+        self._heed_tail()
         return True
+
+    def _heed_tail(self) -> None:
+        """When the tail has begun the guest stands still: whatever this thread then waits for, that has an end."""
+        if self._tail_timer is not None or not self._looker.holding or self.session.phase is not Phase.STREAMING:
+            return
+        late = DeadlineError(f"the state of devices took longer than {self._waits.tail:g} s")
+        self._tail_began = time.monotonic()
+        self._note("tail")
+        self._tail_timer = threading.Timer(self._waits.tail, self._stop, (late,))
+        self._tail_timer.daemon = True
+        self._tail_timer.start()
 
     def _heed_return_path(self) -> None:
         if self._looker.return_path and not self.session.return_path:

@@ -335,6 +335,25 @@ def test_memory_settles_what_would_be_a_guess(name: str, seed: int | None) -> No
     assert settled
 
 
+@pytest.mark.parametrize("name", ["old-l2", "new-postcopy"])
+@pytest.mark.parametrize("policy", [LENIENT, replace(LENIENT, mode=Mode.OBSERVE)], ids=["edits", "observes"])
+def test_that_the_tail_begins_is_told_before_anything_may_wait(name: str, policy: Policy) -> None:
+    begun: list[bool] = []
+
+    def memory(_: Sequence[int]) -> Mapping[int, bytes]:
+        assert begun == [True]
+        raise DeadlineError("no answer within 2 s")
+
+    gate = Gate(policy, memory=memory)
+    stream = memoryview(next(fixture for fixture in STREAMS if fixture.name == name).file("stream"))
+    for data, commit in gate.receive_data(stream):
+        if not data and not commit:
+            assert gate.holding
+            begun.append(True)
+        assert begun or not commit
+    assert begun == [True]
+
+
 def test_without_an_answer_from_memory_it_stays_a_guess() -> None:
     def memory(_: Sequence[int]) -> Mapping[int, bytes]:
         raise DeadlineError("no answer within 2 s")

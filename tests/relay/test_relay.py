@@ -9,7 +9,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -41,10 +41,18 @@ END = b"\0and vmdesc"
 
 
 class Marked:
-    """Knows the commit point by its place; raises or holds there if asked to."""
+    """Knows the commit point by its place; raises or holds there if asked to.
+
+    :param committing: called before the piece that commits is given
+    """
 
     def __init__(
-        self, *, error: QmpfilterError | None = None, hold: bool = False, between_sections: bool = False
+        self,
+        *,
+        error: QmpfilterError | None = None,
+        hold: bool = False,
+        between_sections: bool = False,
+        committing: Callable[[], object] = bool,
     ) -> None:
         self.return_path = True
         self.postcopy = False
@@ -54,6 +62,7 @@ class Marked:
         self.seen = 0
         self._error = error
         self._hold = hold
+        self._committing = committing
 
     def accept(self) -> bool:
         return False
@@ -66,8 +75,11 @@ class Marked:
         if self.seen > len(RAM + TAIL) or (self._hold and self.seen == len(RAM + TAIL)):
             if self._error is not None:
                 raise self._error
+            self.holding = True
+            yield Piece(b"")
             self.holding = self._hold
             if not self._hold and data[before:]:
+                self._committing()
                 yield Piece(data[before:], commit=True)
 
     def receive_eof(self) -> Iterable[Piece]:
@@ -130,7 +142,8 @@ def test_a_migration_that_completes(rig: Rig) -> None:
     source.close()
     assert rig.outcome() is Outcome.COMPLETED
     assert (rig.relay.forward, rig.relay.backward) == (len(RAM + TAIL + END), len(PONG + SHUT_OK))
-    assert list(rig.relay.moments)[-3:] == ["committed", "answered", "ended"]
+    assert list(rig.relay.moments)[-4:] == ["tail", "committed", "answered", "ended"]
+    assert 0 < rig.relay.times["tail"] < rig.relay.times["total"]
 
 
 def test_a_source_that_half_closes_hears_the_answer(rig: Rig) -> None:
@@ -197,6 +210,24 @@ def test_a_tail_that_takes_too_long(tmp_path: Path) -> None:
         source.close()
         assert rig.outcome() is Outcome.FAILED
         assert "longer than 0.3 s" in rig.relay.session.reason
+
+
+def test_a_tail_of_one_read_that_waits_for_something_of_ours(tmp_path: Path) -> None:
+    goes_on = threading.Event()
+    rig = Rig(tmp_path, Marked(committing=lambda: goes_on.wait(SECONDS)))
+    with rig.stack:
+        source = rig.dial(RAM[:100])
+        destination = rig.destination()
+        assert exactly(destination, 100) == RAM[:100]
+        source.sendall(RAM[100:] + TAIL + END)
+        # While the thread that reads the source hangs.
+        assert everything(source) == SHUT_FAILED
+        goes_on.set()
+        source.close()
+        assert rig.outcome() is Outcome.FAILED
+        assert everything(destination) == RAM[100:] + TAIL
+        assert "longer than 0.3 s" in rig.relay.session.reason
+        assert "committed" not in rig.relay.moments
 
 
 def test_a_destination_that_dies_while_ram_is_sent(rig: Rig) -> None:
