@@ -43,6 +43,7 @@ from qmpfilter.relay.records import write_records
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json
 from qmpfilter.relay.session import STOPPED, Outcome, Phase
+from qmpfilter.relay.sparing import Sparing
 from qmpfilter.saveimage.outfile import OutputFile
 
 __all__ = ["MOST_SOCKETS", "Line", "Worker", "serve"]
@@ -57,6 +58,8 @@ _ORDER_SECONDS: Final = 30.0
 _LAST_WORDS_SECONDS: Final = 1.0
 _AUDIT_SECONDS: Final = 2.0
 _TICK: Final = 0.25
+# Its log lies on a file system in memory.
+_MOST_SAID: Final = 1 << 18
 
 
 class Line:
@@ -374,6 +377,8 @@ def serve(number: int, choose: Callable[[Order, Line, bool], Worker]) -> int:
     :param choose: makes the worker for an order, and is told whether sockets came with it
     """
     logging.basicConfig(format="%(asctime)s %(name)s: %(levelname)s: %(message)s", level=logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(Sparing(_MOST_SAID))
     line = Line(socket.socket(fileno=number))
     try:
         order, sockets = line.receive_order()
