@@ -11,13 +11,15 @@ objects with an ``event``:
 - ``refused``: ``reason``; there was no order that could be carried out, and the worker ends
 
 Nothing ever waits for the daemon: what it does not read is dropped, and when it is gone the migration goes on. The
-phase ``committed`` is in the journal before the byte that commits is sent. SIGTERM and SIGINT are the same as
-``stop``; SIGHUP is nothing.
+phase ``committed`` is in the journal before the byte that commits is sent, or that byte is not; where everything has
+to pass as it is, the order's file then says "in doubt" until the end. SIGTERM and SIGINT are the same as ``stop``;
+SIGHUP is nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import json
 import logging
@@ -27,7 +29,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -41,7 +43,7 @@ from qmpfilter.relay.order import Order
 from qmpfilter.relay.pair import Pair
 from qmpfilter.relay.records import write_records
 from qmpfilter.relay.relay import Relay
-from qmpfilter.relay.report import as_json
+from qmpfilter.relay.report import FORMAT, as_json
 from qmpfilter.relay.session import STOPPED, Outcome, Phase
 from qmpfilter.relay.sparing import Sparing
 from qmpfilter.saveimage.outfile import OutputFile
@@ -162,18 +164,35 @@ class _Journal:
         self._untold = list(Phase)
         self._file = os.open(order.journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def tell(self, phase: Phase, **more: Any) -> None:
-        """Unless it is over."""
+    def tell(self, phase: Phase, *, required: bool = False, **more: Any) -> bool:
+        """Unless it is over. False if the journal cannot be written.
+
+        :param required: then that is an error
+        :raises HostError: it cannot be written
+        """
+        noted = True
         with self._lock:
             if phase not in self._untold:
-                return
+                return True
             del self._untold[: self._untold.index(phase) + 1]
             event = {"phase": phase.value, "at": datetime.now(UTC).isoformat(timespec="milliseconds"), **more}
             try:
-                os.write(self._file, json.dumps(event).encode() + b"\n")
+                self._append(json.dumps(event).encode() + b"\n")
             except OSError as error:
-                _log.warning("journal: %s", error.strerror or error)
+                why = f"the journal of this migration cannot be written: {error.strerror or error}"
+                if required:
+                    raise HostError(why) from error
+                _log.warning("%s", why)
+                noted = False
         self._line.say("phase", **event)
+        return noted
+
+    def _append(self, line: bytes) -> None:
+        """All of it or nothing."""
+        size = os.fstat(self._file).st_size
+        if os.write(self._file, line) < len(line):
+            os.ftruncate(self._file, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class _Announcing(Gate):
@@ -273,8 +292,10 @@ class Worker:
         if not self._asked:
             self._asked = True
             self._released = self._record("released", "")
-        if not self._is_over():
-            self._journal.tell(Phase.COMMITTED)
+        as_it_is = self.gate.switched_off or self.order.policy.mode in (Mode.OFF, Mode.OBSERVE)
+        if not self._is_over() and not self._journal.tell(Phase.COMMITTED, required=not as_it_is):
+            reason = "the worker ended, and had no room to note whether the destination could have started the guest"
+            self._write({**self._head(), "format": FORMAT, "outcome": Outcome.IN_DOUBT.value, "reason": reason})
 
     def _is_over(self) -> bool:
         return self.relay.session.phase is Phase.ENDED
@@ -335,28 +356,34 @@ class Worker:
             self._line.say("moved", droppable=True, forward=moved[0], backward=moved[1], channels=channels)
 
     def _report(self) -> None:
-        order, session = self.order, self.relay.session
+        session = self.relay.session
         if "committed" not in self.relay.moments:
             corrects = {} if self._released is None else {"corrects": self._released}
             self._record("kept", session.reason, **corrects)
-        report = {
+        report = {**self._head(), **self.told(), "records": self._keep_records()}
+        self._write(report)
+        outcome = None if session.outcome is None else session.outcome.value
+        self._journal.tell(Phase.ENDED, outcome=outcome, reason=session.reason)
+        self._line.say("report", report=report)
+
+    def _head(self) -> dict[str, Any]:
+        """What a report says of the order."""
+        order = self.order
+        return {
             "session": order.session,
             "listen": order.listen,
             "connect": order.destination,
             "asked_by": order.asked_by,
             "domain": self.who(),
-            **self.told(),
-            "records": self._keep_records(),
         }
+
+    def _write(self, report: Mapping[str, Any]) -> None:
         try:
-            with OutputFile(str(order.report)) as file:
+            with OutputFile(str(self.order.report)) as file:
                 file.write(json.dumps(report, indent=1).encode() + b"\n")
                 file.commit()
         except HostError as error:
-            _log.error("the report of %s could not be written: %s", order.session, error)
-        outcome = None if session.outcome is None else session.outcome.value
-        self._journal.tell(Phase.ENDED, outcome=outcome, reason=session.reason)
-        self._line.say("report", report=report)
+            _log.error("the report of %s could not be written: %s", self.order.session, error)
 
     def _keep_records(self) -> list[str]:
         """The files that now hold the svm2 record of each vCPU, if the destination runs the guest."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import threading
@@ -16,12 +17,13 @@ import pytest
 from qmpfilter.audit.log import AuditLog
 from qmpfilter.errors import HostError
 from qmpfilter.filter.gate import Memory
-from qmpfilter.filter.policy import Policy
+from qmpfilter.filter.policy import Mode, Policy
 from qmpfilter.relay import worker as module
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.order import Order
 from qmpfilter.relay.session import SHUT_FAILED, STOPPED
 from qmpfilter.relay.worker import Line, Worker
+from qmpfilter.saveimage.outfile import OutputFile
 from tests.helpers.fixtures import fixtures
 from tests.helpers.migration import SHUT_OK, STREAM, everything, sending
 
@@ -47,12 +49,11 @@ class Rig:
             session="one",
             listen="here",
             destination=f"unix:{directory / 'incoming'}",
-            policy=Policy(),
             waits=Waits(linger=1),
             report=directory / "report",
             kill_switch=directory / "off",
             audit=directory / "audit",
-            **{"journal": directory / "journal", **order},
+            **{"journal": directory / "journal", "policy": Policy(), **order},
         )
         self._line, self._theirs = socket.socketpair()
         self.worker = Worker(self.order, Line(self._theirs), memory)
@@ -125,6 +126,52 @@ def test_stopped_before_the_log_is_written(tmp_path: Path) -> None:
     rig = Rig(tmp_path, memory)
     assert rig.run(POSTCOPY)["outcome"] == "failed"
     assert [(record["decision"], record["reason"]) for record in rig.records()] == [("kept", STOPPED)]
+    assert "committed" not in rig.journal()
+
+
+FULL = Path("/dev/full")
+
+
+def test_what_cannot_be_noted_stays(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, journal=FULL)
+    report = rig.run(STREAM)
+    assert (report["outcome"], rig.heard) == ("failed", SHUT_FAILED)
+    assert report["reason"] == "the journal of this migration cannot be written: No space left on device"
+    assert rig.arrived < len(STREAM)
+    assert [record["decision"] for record in rig.records()] == ["released", "kept"]
+
+
+@pytest.mark.parametrize("off", [True, False], ids=["switched off", "observes"])
+def test_what_has_to_pass_does_so_and_is_in_doubt_until_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: bool
+) -> None:
+    rig = Rig(tmp_path, journal=FULL, policy=Policy(mode=Mode.ANNEX if off else Mode.OBSERVE))
+    if off:
+        rig.order.kill_switch.touch()
+    left: list[str] = []
+
+    class Watching(OutputFile):
+        def commit(self) -> None:
+            super().commit()
+            left.append(json.loads(rig.order.report.read_text())["outcome"])
+
+    monkeypatch.setattr(module, "OutputFile", Watching)
+    rig.run(STREAM)
+    assert rig.arrived == len(STREAM)
+    assert (left[0], len(left)) == ("in doubt", 2)
+    assert left[1] != "failed"
+
+
+def test_a_line_of_which_only_a_part_fits_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = Rig(tmp_path)
+    write = os.write
+
+    def short(descriptor: int, data: bytes) -> int:
+        return write(descriptor, data[:-9] if b'"committed"' in data[:30] else data)
+
+    monkeypatch.setattr(os, "write", short)
+    assert rig.run(STREAM)["outcome"] == "failed"
+    assert rig.journal()[-1] == "ended"
     assert "committed" not in rig.journal()
 
 
