@@ -31,7 +31,8 @@ class Channel(enum.Enum):
     MAIN = "main"
     MULTIFD = "multifd"
     OTHER = "other"
-    """One that begins in no known way, or with nothing: postcopy-preempt, NBD, whose server speaks first."""
+    """One that begins in no known way, or with nothing: postcopy-preempt, NBD, whose server speaks first; or a
+    stranger's."""
 
 
 def channel_of(first: bytes) -> Channel:

@@ -264,14 +264,21 @@ class Relay:
         return threads
 
     def _open_extra(self, source: socket.socket, kind: Channel) -> None:
-        self.channels.append(kind)
+        """:raises QmpfilterError: a channel of this migration, for all that can be known, cannot be connected onward
+        :raises OSError: the same
+        """
         try:
             destination = self._connect(Deadline(self._waits.connect, "connecting an extra channel"), source)
-        except HostError:
+            tune(source)
+            tune(destination)
+        except (QmpfilterError, OSError) as error:
             source.close()
-            raise
-        tune(source)
-        tune(destination)
+            if kind is not Channel.OTHER:
+                raise
+            # Anybody may connect and say something, or nothing. A source whose channel this was sees it end.
+            _log.warning("a further connection was closed: %s", error)
+            return
+        self.channels.append(kind)
         pump = Pump(source, destination, lambda _: None)
         with self._lock:
             self._pumps.append((kind, pump))

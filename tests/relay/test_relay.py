@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpfilter.errors import PolicyError, QmpfilterError
+from qmpfilter.errors import HostError, PolicyError, QmpfilterError
 from qmpfilter.filter.gate import Gate, Piece
 from qmpfilter.filter.policy import Policy
 from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
@@ -96,11 +96,14 @@ class Rig:
         if tcp:
             self.address = TcpAddress(*self.listener.getsockname())
         self.destinations: queue.Queue[socket.socket] = queue.Queue()
+        self.listens = True
         self.relay = Relay(self._connect, looker, waits)
         self.thread = threading.Thread(target=self.relay.run, args=([self.listener],), daemon=True)
         self.thread.start()
 
     def _connect(self, _: Deadline, _source: socket.socket) -> socket.socket:
+        if not self.listens:
+            raise HostError("cannot connect to the destination: Connection refused")
         ours, theirs = socket.socketpair()
         theirs.settimeout(SECONDS)
         self.destinations.put(self.stack.enter_context(theirs))
@@ -476,6 +479,36 @@ def test_strangers_stop_nothing(tmp_path: Path, first: bytes) -> None:
         source.sendall(TAIL + END)
         assert exactly(destination, len(TAIL + END)) == TAIL + END
         completes(made, source, destination)
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HTTP/1.0\r\n\r\n"], ids=["silent", "asks"])
+def test_strangers_stop_nothing_where_the_destination_takes_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, first: bytes
+) -> None:
+    made = Rig(tmp_path, Marked())
+    with made.stack:
+        source = made.dial(RAM)
+        destination = made.destination()
+        assert exactly(destination, len(RAM)) == RAM
+        made.listens = False
+        assert everything(made.dial(first)) == b""
+        source.sendall(TAIL + END)
+        assert exactly(destination, len(TAIL + END)) == TAIL + END
+        completes(made, source, destination)
+    assert made.relay.channels == [Channel.MAIN]
+    assert "a further connection was closed: cannot connect to the destination" in caplog.text
+
+
+def test_a_multifd_channel_that_the_destination_does_not_take(rig: Rig) -> None:
+    source = rig.dial(RAM)
+    destination = rig.destination()
+    assert exactly(destination, len(RAM)) == RAM
+    rig.listens = False
+    assert everything(rig.dial(b"\x11\x22\x33\x44rest")) == b""
+    assert everything(source) == SHUT_FAILED
+    source.close()
+    assert rig.outcome() is Outcome.FAILED
+    assert "Connection refused" in rig.relay.session.reason
 
 
 def test_a_destination_that_reads_no_more_and_says_nothing(tmp_path: Path) -> None:
