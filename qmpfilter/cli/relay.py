@@ -15,7 +15,7 @@ from qmpfilter.cli.pair_options import pair_options
 from qmpfilter.cli.policy_options import KILL_SWITCH, STATUS, Choices, policy_options
 from qmpfilter.doctor.gather import gather
 from qmpfilter.filter.gate import Gate
-from qmpfilter.relay.address import PairAddress, parse_destination, parse_listening
+from qmpfilter.relay.address import PairAddress, listening, parse_destination, parse_listening
 from qmpfilter.relay.pair import Pair, Pairing, check_certificates
 from qmpfilter.relay.report import as_json, as_text
 from qmpfilter.relay.session import Phase
@@ -65,13 +65,13 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
         policy = replace(policy, facts=gather().facts)
     gate = Gate(policy, KILL_SWITCH.exists)
     pair = Pair(pairing, choices.waits, gate, KILL_SWITCH.exists)
-    listener = source.listen()
-    running = pair.relay(destination)
-    listeners = pair.welcoming(source, [listener], lambda: running.session.phase is Phase.WAITING)
-    # The process ends with the migration: there is no garbage worth a pause while the guest stands still.
-    gc.disable()
-    with on_signal(running.interrupt):
-        outcome = running.run(listeners)
+    with listening(source) as listener:
+        running = pair.relay(destination)
+        listeners = pair.welcoming(source, [listener], lambda: running.session.phase is Phase.WAITING)
+        # The process ends with the migration: there is no garbage worth a pause while the guest stands still.
+        gc.disable()
+        with on_signal(running.interrupt):
+            outcome = running.run(listeners)
     choices.write_report(as_json(running, gate, pair.links))
     write_out(as_text(running, gate, pair.links))
     return STATUS[outcome]

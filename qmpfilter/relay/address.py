@@ -13,7 +13,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +31,7 @@ __all__ = [
     "PairAddress",
     "TcpAddress",
     "UnixAddress",
+    "listening",
     "parse_address",
     "parse_destination",
     "parse_listening",
@@ -235,6 +236,31 @@ def _original(source: socket.socket) -> tuple[socket.AddressFamily, tuple[str, i
 Address = TcpAddress | UnixAddress
 Listening = TcpAddress | UnixAddress | PairAddress
 Destination = TcpAddress | UnixAddress | PairAddress | OriginalDestination
+
+
+@contextlib.contextmanager
+def listening(address: Listening) -> Iterator[socket.socket]:
+    """A listening socket, in this block. The path of a unix socket goes with it, unless another is there by then.
+
+    :raises HostError: the address cannot be listened on
+    """
+    inner = address.inner if isinstance(address, PairAddress) else address
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(inner.listen())
+        if isinstance(inner, UnixAddress):
+            with contextlib.suppress(OSError):
+                # While this is open no other file is given the same number.
+                held = os.open(inner.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+                stack.callback(os.close, held)
+                stack.callback(_remove, inner.path, held)
+        yield listener
+
+
+def _remove(path: str, held: int) -> None:
+    """Remove a path if it leads to a file that is open."""
+    with contextlib.suppress(OSError):
+        if os.path.samestat(os.lstat(path), os.fstat(held)):
+            os.unlink(path)
 
 
 def parse_address(text: str) -> Address:

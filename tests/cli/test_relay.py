@@ -63,6 +63,7 @@ def test_a_completed_migration(tmp_path: Path) -> None:
         out, errors = process.communicate(timeout=SECONDS)
     assert (process.returncode, errors) == (0, "")
     assert len(arrived) == len(STREAM)
+    assert not (tmp_path / "relay").exists()
     assert out.startswith("completed: the destination runs the guest\n")
     report = json.loads((tmp_path / "report").read_text())
     assert stat.S_IMODE((tmp_path / "report").stat().st_mode) == 0o600
@@ -89,6 +90,7 @@ def test_ended_by_a_signal(tmp_path: Path) -> None:
             out, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == EXIT_STAYED
     assert "reason: the relay was interrupted" in out
+    assert not (tmp_path / "relay").exists()
 
 
 def test_no_signal_ends_it_after_the_commit_point(tmp_path: Path) -> None:

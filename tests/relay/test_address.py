@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from qmpfilter.relay.address import (
     PairAddress,
     TcpAddress,
     UnixAddress,
+    listening,
     parse_address,
     parse_destination,
     parse_listening,
@@ -85,6 +87,31 @@ def test_a_socket_in_use_is_left_alone_and_not_touched(tmp_path: Path) -> None:
         waiting.setblocking(False)
         with pytest.raises(BlockingIOError):
             waiting.accept()
+
+
+@pytest.mark.parametrize("pair", ["", "pair:"])
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_path_goes_with_its_socket(tmp_path: Path, pair: str, closed: bool) -> None:
+    path = tmp_path / "s"
+    with suppress(KeyError), listening(parse_listening(f"{pair}unix:{path}")) as opened:
+        path.chmod(0o666)
+        if closed:
+            opened.close()
+        raise KeyError
+    assert not path.exists()
+    assert opened.fileno() == -1
+
+
+def test_a_path_that_is_anothers_by_now_stays(tmp_path: Path) -> None:
+    address = UnixAddress(str(tmp_path / "s"))
+    with listening(address) as opened:
+        opened.close()
+        other = address.listen()
+    with other, address.connect(Deadline(5, "connecting")):
+        pass
+    with listening(address):
+        (tmp_path / "s").unlink()
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_left_over_socket_is_replaced_and_private(tmp_path: Path) -> None:
