@@ -54,8 +54,8 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
     While the file /run/qmpfilter/off exists, everything passes as it is.
 
     Exit status: 0 the destination runs the guest; 4 vetoed and 6 refused, failed or cancelled: the guest stays at
-    the source; 5 in doubt: the connection was cut when the destination could have started it; 2 a bug of qmpfilter;
-    3 wrong usage or a problem of this host.
+    the source; 5 in doubt: the connection was cut, or another filter ended without the destination's answer, when
+    the destination could have started it; 2 a bug of qmpfilter; 3 wrong usage or a problem of this host.
     """
     source, destination = parse_listening(listen), parse_destination(connect)
     pairing = replace(pairing, domain=domain)
