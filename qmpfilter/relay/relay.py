@@ -12,13 +12,12 @@ import contextlib
 import functools
 import logging
 import select
-import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
 from qmpfilter.errors import (
     BugError,
@@ -36,15 +35,17 @@ from qmpfilter.filter.gate import Piece
 from qmpfilter.relay.address import tune
 from qmpfilter.relay.channel import Channel, channel_of, channel_of_any, first_bytes
 from qmpfilter.relay.deadline import Deadline
+from qmpfilter.relay.door import Door
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.line import Line
+from qmpfilter.relay.looker import Looker
 from qmpfilter.relay.pump import Pump
 from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session
 from qmpfilter.wire.feed import NeedData
 from qmpfilter.wire.returnpath import ReturnPathParser
 from qmpfilter.wire.withdrawal import withdrawal
 
-__all__ = ["Looker", "Relay"]
+__all__ = ["Relay"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -53,32 +54,6 @@ _FIRST: Final = 4096
 _SILENCE: Final = 0.2
 # How often a wait for the other side looks at its deadline.
 _TICK: Final = 1.0
-
-
-class Looker(Protocol):
-    """Who looks into the main channel: :class:`~qmpfilter.filter.gate.Gate`, which says what its methods do."""
-
-    return_path: bool
-    postcopy: bool
-    between_sections: bool
-
-    @property
-    def admitted(self) -> bool:
-        """Nothing that was seen so far speaks against this kind of migration."""
-
-    @property
-    def holding(self) -> bool:
-        """Bytes of the tail were taken that are not decided yet."""
-
-    def accept(self) -> bool:
-        """The source has connected: whether all that it sends passes unread."""
-
-    def receive_data(self, data: memoryview) -> Iterable[Piece]:
-        """The next bytes of the source, and what may go on. Where it begins to hold, a piece comes before anything
-        that may wait, if need be one without bytes."""
-
-    def receive_eof(self) -> Iterable[Piece]:
-        """The source has closed its side, and what may go on."""
 
 
 class Relay:
@@ -119,7 +94,7 @@ class Relay:
         self._destination: socket.socket | None = None
         self._line: Line | None = None
         self._pumps: list[tuple[Channel, Pump]] = []
-        self._wake, self._waker = socket.socketpair()
+        self._door = Door()
         self._interrupted = False
         self._unread = False
         self._wide = False
@@ -172,8 +147,7 @@ class Relay:
     def interrupt(self) -> None:
         """The same from a signal handler, which may not wait for a lock."""
         self._interrupted = True
-        with contextlib.suppress(OSError):
-            self._waker.send(b"\0")
+        self._door.wake()
 
     # --- connections ---------------------------------------------------------------------------
 
@@ -186,7 +160,7 @@ class Relay:
         try:
             while True:
                 at_hand = connected.pop(0) if connected else None
-                connection = at_hand or self._accept(listeners, deadline.remaining())
+                connection = at_hand or self._door.accept(listeners, deadline.remaining())
                 if connection is None:
                     self._heed_interrupt()
                     if self.session.phase is Phase.ENDED:
@@ -215,37 +189,13 @@ class Relay:
                 connection.close()
             raise
 
-    def _accept(self, listeners: Sequence[socket.socket], seconds: float) -> socket.socket | None:
-        """The next connection, None when woken or when the time is over."""
-        ready = self._ready(listeners, seconds)
-        if ready is None:
-            return None
-        # Somebody else may have taken it, or who connected may be gone again.
-        ready.setblocking(False)
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            return ready.accept()[0]
-        return None
-
     def _await_bytes(self, connection: socket.socket, deadline: Deadline) -> bool:
         """False if the migration was ended before anything came."""
-        while self._ready([connection], deadline.remaining()) is None:
+        while self._door.ready([connection], deadline.remaining()) is None:
             self._heed_interrupt()
             if self.session.phase is Phase.ENDED:
                 return False
         return True
-
-    def _ready(self, ends: Sequence[socket.socket], seconds: float) -> socket.socket | None:
-        """One that can be read, None when woken or when the time is over."""
-        with selectors.DefaultSelector() as selector:
-            for end in (*ends, self._wake):
-                selector.register(end, selectors.EVENT_READ)
-            for key, _ in selector.select(seconds):
-                if key.fileobj is self._wake:
-                    self._wake.recv(_FIRST)
-                    return None
-                assert isinstance(key.fileobj, socket.socket)
-                return key.fileobj
-        return None
 
     def _open_main(self, source: socket.socket) -> list[threading.Thread]:
         self._source = source
@@ -286,7 +236,7 @@ class Relay:
 
     def _accept_extras(self, listeners: Sequence[socket.socket], threads: Iterable[threading.Thread]) -> None:
         while any(thread.is_alive() for thread in threads):
-            connection = self._accept(listeners, _SILENCE)
+            connection = self._door.accept(listeners, _SILENCE)
             if connection is None:
                 self._heed_interrupt()
                 continue
@@ -315,7 +265,7 @@ class Relay:
             if not good or not pump.join(self._waits.linger):
                 pump.cut()
                 pump.join(self._waits.linger)
-        for end in (self._source, self._destination, self._wake, self._waker):
+        for end in (self._source, self._destination, self._door):
             if end is not None:
                 end.close()
 
@@ -495,8 +445,7 @@ class Relay:
             with contextlib.suppress(OSError):
                 self._act(action)
         if self.session.phase is Phase.ENDED:
-            with contextlib.suppress(OSError):
-                self._waker.send(b"\0")
+            self._door.wake()
 
     def _act(self, action: Action) -> None:
         if action is Action.BREAK_DESTINATION and self._destination is not None:

@@ -23,7 +23,8 @@ from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
 from qmpfilter.relay.channel import Channel
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import LONGEST, Waits
-from qmpfilter.relay.relay import Looker, Relay
+from qmpfilter.relay.looker import Looker
+from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.session import SHUT_FAILED, Outcome
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 from qmpfilter.wire.withdrawal import withdrawal
