@@ -96,6 +96,9 @@ def _facts(
         if version is None:
             why = "its vendor carries KVM back from newer kernels, so that its number tells nothing"
             raise PolicyError(f"kernel {kernel}: {why if kernel[:1].isdigit() else 'no version, as 6.1.192 is'}")
+        if version != facts.kernel:
+            # KVM's answer was another kernel's.
+            facts = replace(facts, nested_state_size=None)
         facts = replace(facts, kernel=version, kernel_release=kernel, kernel_package=None)
     if qemu is not None:
         facts = replace(facts, qemu=(QemuBinary("", Version.parse(qemu)),))

@@ -38,6 +38,8 @@ _EVERY_SVM_CPU: Final = frozenset(("LM", "NX"))
 _CR3_LAM: Final = 1 << 61 | 1 << 62
 
 _ALWAYS: Final = Releases("5.8+")
+# svm_set_nested_state, without which KVM_CAP_NESTED_STATE is 0 on AMD.
+_NESTED_STATE: Final = Releases("5.7- 5.8+")
 
 
 class _Bits(NamedTuple):
@@ -133,11 +135,23 @@ class Attempt:
 
     @property
     def nests(self) -> Ternary:
-        """The host's KVM offers nested virtualization."""
+        """The host's KVM offers nested virtualization, with a state that QEMU can get and set."""
         size = self.facts.nested_state_size
-        if self.facts.nested is False or size == 0:
+        if self.facts.nested is False or size == 0 or self._kernel_too_old:
             return False
         return True if self.facts.nested else self._known(None if size is None else True, "whether KVM nests")
+
+    @property
+    def _kernel_too_old(self) -> bool:
+        # What KVM itself said goes before its version.
+        return self.facts.nested_state_size is None and _NESTED_STATE.have_it(self.facts.kernel) is False
+
+    @property
+    def why_no_buffer(self) -> str:
+        """What :attr:`has_buffer` would be False for, in words."""
+        if self._kernel_too_old:
+            return f"kernel {self.facts.kernel} has none for SVM, as only Linux 5.8 and newer do"
+        return "the destination cannot nest, or does not give the guest SVM"
 
     @property
     def has_buffer(self) -> Ternary:

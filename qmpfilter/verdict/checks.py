@@ -128,8 +128,7 @@ _AT_LOAD: Final = (
          f"{_MACHINE_C}vmstate_vmx_nested_state"),
     Rule("no-nesting", _LOAD, "nested_state",
          lambda a: False if a.sent.nested is None else negated(a.has_buffer),
-         "The stream has cpu/nested_state, but the destination cannot nest, or does not give the guest SVM: "
-         "its QEMU ends with a failed assertion.",
+         "The stream has cpu/nested_state, but {a.why_no_buffer}: its QEMU ends with a failed assertion.",
          "target/i386/kvm/kvm.c:kvm_arch_init_vcpu; migration/vmstate.c:vmstate_load_state"),
     Rule("subsection-unknown", _LOAD, "cpu",
          _unknown_subsection,

@@ -121,6 +121,8 @@ _FROM_BEST: Final = tuple(Outcome)
 READ: Final = {(5, 10): 262, (6, 1): 192, (6, 12): 118, (7, 2): 12, (7, 3): 4}
 """Branches whose sources were read, with the newest level of each."""
 
+_NEWEST_QEMU: Final = Version(11, 1)
+
 
 def judge(
     nested: LegacyState | None,
@@ -215,5 +217,8 @@ def _notes(attempt: Attempt) -> Iterator[str]:
         newest = ", ".join(f"{major}.{minor}.{level}" for (major, minor), level in READ.items())
         if read is None or (kernel.micro is not None and kernel.micro > read):
             yield f"Kernel {kernel} itself was not read; the rules follow those that were, up to {newest}."
+    qemu = attempt.facts.qemu_version
+    if qemu is not None and qemu.branch > _NEWEST_QEMU.branch:
+        yield f"QEMU {qemu} itself was not read; the rules follow those that were, up to {_NEWEST_QEMU}."
     if attempt.assumed:
         yield "The guest is taken to have the CPUID features and address width that the host supports."

@@ -114,6 +114,12 @@ def test_host_that_does_not_nest_now_but_will(mixed: str, tmp_path: Path, host: 
     assert main(["verdict", mixed, "--host", str(other), "--nested"]) == EXIT_FINE
 
 
+def test_kernel_that_the_file_is_not_of_answers_for_itself(mixed: str, host: Path) -> None:
+    arguments = ["verdict", mixed, "--host", str(host), "--kernel"]
+    assert main([*arguments, "6.1.192"]) == EXIT_FINE
+    assert main([*arguments, "5.7.19"]) == EXIT_REFUSED
+
+
 def test_facts_from_standard_input(mixed: str, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(host.read_bytes())))
     assert main(["verdict", mixed, "--host", "-"]) == EXIT_FINE

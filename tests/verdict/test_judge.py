@@ -208,6 +208,32 @@ def test_destination_that_cannot_nest_is_refused_by_qemu_and_not_asked(changes: 
     assert "asid" not in _codes(verdict, Answer.REFUSES)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "size", "refused"),
+    [
+        ("2.6.32", None, True),
+        ("4.19.300", None, True),
+        ("5.4", None, True),
+        ("5.7.19", None, True),
+        ("5.8.0", None, False),
+        ("5.8", None, False),
+        ("5.10.262", None, False),
+        # A vendor's: what KVM says is what counts.
+        ("5.4", 4224, False),
+    ],
+)
+def test_kernel_without_nested_state_for_svm_cannot_nest(kernel: str, size: int | None, refused: bool) -> None:
+    verdict = _judge(_changed(), _host(kernel, nested_state_size=size))
+    assert _codes(verdict, Answer.REFUSES) == (["no-nesting"] if refused else [])
+    if refused:
+        assert f"kernel {kernel} has none for SVM, as only Linux 5.8 and newer do" in verdict.reasons[0].text
+
+
+def test_guest_that_never_nested_goes_to_any_kernel() -> None:
+    block = replace(GOOD, cpu={"hflags": 0, "efer": 0x500}).block
+    assert judge(None, block, {}, _host("5.4", nested_state_size=None)).outcome is Outcome.ACCEPTED
+
+
 @pytest.mark.parametrize(("qemu", "silent"), [("7.2.22", True), ("8.1", True), ("8.2.0", False), ("11.1.3", False)])
 def test_old_qemu_runs_on_after_a_refusal(qemu: str, silent: bool) -> None:
     assert _judge(_changed(control={"asid": 0}), _host(qemu=qemu)).silent is silent
@@ -298,6 +324,12 @@ def test_answer_names_what_it_rests_on() -> None:
 def test_kernel_that_nobody_read_is_noted(kernel: str, noted: bool) -> None:
     notes = _judge(GOOD, _host(kernel, guest_cpuid=_cpuid())).notes
     assert any(f"Kernel {kernel} itself was not read" in note for note in notes) is noted
+
+
+@pytest.mark.parametrize(("qemu", "noted"), [("7.2", False), ("11.1.3", False), ("11.2", True), ("99.1", True)])
+def test_qemu_that_nobody_read_is_noted(qemu: str, noted: bool) -> None:
+    notes = _judge(GOOD, _host(qemu=qemu, guest_cpuid=_cpuid())).notes
+    assert notes == ((f"QEMU {qemu} itself was not read; the rules follow those that were, up to 11.1.",) * noted)
 
 
 # --- streams, and the tables -------------------------------------------------------------------
