@@ -17,6 +17,7 @@
     ├── PolicyError           what the operator asked for forbids it
     ├── HostError             this machine, its tools, or how the command was called
     │   ├── DeadlineError     something did not happen in time
+    │   ├── DaemonAwayError   no daemon answers
     │   ├── StoreAwayError    the cluster's store cannot be reached
     │   └── ChangedError      somebody else changed it first
     └── BugError              qmpfilter itself
@@ -31,6 +32,7 @@ from collections.abc import Sequence
 __all__ = [
     "BugError",
     "ChangedError",
+    "DaemonAwayError",
     "DeadlineError",
     "FramingError",
     "HostError",
@@ -130,6 +132,10 @@ class HostError(QmpfilterError):
 
 class DeadlineError(HostError):
     """Something did not happen in time: a peer, the network, or a tool that was waited for."""
+
+
+class DaemonAwayError(HostError):
+    """No daemon answers: none listens, it does not let this user in, or it says nothing in time."""
 
 
 class StoreAwayError(HostError):

@@ -15,6 +15,8 @@ from qmpfilter.cli.output import print_json, table, write_out
 from qmpfilter.cluster.board import Board, signed
 from qmpfilter.daemon.client import ask
 from qmpfilter.daemon.config import Config
+from qmpfilter.daemon.switch import KillSwitch
+from qmpfilter.errors import DaemonAwayError, HostError, PolicyError
 from qmpfilter.filter.policy import Enforcement, Mode
 from qmpfilter.relay.address import PAIR, QMP
 from qmpfilter.verdict.facts import HostFacts
@@ -23,6 +25,7 @@ __all__ = ["asking", "off", "on", "reload", "sessions", "show", "start", "status
 
 _EXIT_MISSING: Final = 4
 _LOOK_SECONDS: Final = 0.2
+_SWITCH_SECONDS: Final = 2.0
 
 
 def asking(command: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -215,14 +218,15 @@ _for_all = click.option("--all", "everywhere", is_flag=True, help="At every host
 def off(path: Path, as_json: bool, everywhere: bool, config: Path | None, wait: float) -> int:
     """Have everything pass as it is: every migration that has not edited anything yet, and every one to come.
 
-    The switch is a file, so that it also holds without the daemon; 'touch' and 'rm' do the same. With --all every
+    The switch is the file "off" beside the daemon's socket, so that it also holds without the daemon: where that
+    does not answer within 2 s, this command makes the file itself. 'touch' and 'rm' do the same. With --all every
     host of the cluster makes that file; what an operator switched off at one host stays off there.
 
-    Exit status: 0 it is off; 2 a bug of qmpfilter; 3 the daemon or the cluster's store does not answer, or wrong
-    usage; 4 it is off for the cluster, but not every host has said so yet.
+    Exit status: 0 it is off; 2 a bug of qmpfilter; 3 the file cannot be made, the cluster's store does not answer, or
+    wrong usage; 4 it is off for the cluster, but not every host has said so yet.
     """
     if not everywhere:
-        return _switch(path, "off", as_json)
+        return _switch(path, True, as_json)
     with board(config) as records:
         records.switch_off(signed(operator()))
         return _heeded(records, True, wait, as_json)
@@ -238,23 +242,49 @@ def off(path: Path, as_json: bool, everywhere: bool, config: Path | None, wait: 
 def on(path: Path, as_json: bool, everywhere: bool, config: Path | None, wait: float) -> int:
     """End what 'qmpfilter off' began; with --all, what 'qmpfilter off --all' began.
 
-    Exit status: 0 it is on; 2 a bug of qmpfilter; 3 the daemon or the cluster's store does not answer, or wrong
-    usage; 4 it is on for the cluster, but not every host has said so yet.
+    Exit status: 0 it is on; 2 a bug of qmpfilter; 3 the file cannot be removed, all hosts of the cluster are off, its
+    store does not answer, or wrong usage; 4 it is on for the cluster, but not every host has said so yet.
     """
     if not everywhere:
-        return _switch(path, "on", as_json)
+        return _switch(path, False, as_json)
     with board(config) as records:
         records.switch_on()
         return _heeded(records, False, wait, as_json)
 
 
-def _switch(path: Path, op: str, as_json: bool) -> int:
-    answer = ask(path, op)
+def _switch(path: Path, off: bool, as_json: bool) -> int:
+    away = ""
+    try:
+        # A daemon that hangs reads later what it was sent, and what is switched then may not be meant any more: it is
+        # asked first whether it answers.
+        ask(path, "status", _SWITCH_SECONDS)
+        answer = ask(path, "off" if off else "on", _SWITCH_SECONDS)
+    except DaemonAwayError:
+        file = _switch_alone(path.parent, off)
+        away = f"; no daemon answers at {path}, so {file} was {'made' if off else 'removed'} here"
+        answer = {"off": off, "without_daemon": str(file)}
     if as_json:
         print_json(answer)
     else:
-        write_out("everything passes as it is\n" if answer["off"] else "migrations are filtered\n")
+        write_out(f"{'everything passes as it is' if answer['off'] else 'migrations are filtered'}{away}\n")
     return 0
+
+
+def _switch_alone(runtime: Path, off: bool) -> Path:
+    """Make or remove the file, as the daemon would."""
+    file = Config(runtime=runtime).kill_switch
+    switch = KillSwitch(file)
+    if off:
+        try:
+            runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise HostError(f"{runtime}: {error.strerror or error}") from error
+        switch.take()
+    elif switch.is_clusters:
+        raise PolicyError(f"{file}: all hosts of the cluster were switched off: 'qmpfilter on --all' ends that")
+    else:
+        switch.release()
+    return file
 
 
 def _heeded(records: Board, off: bool, wait: float, as_json: bool) -> int:

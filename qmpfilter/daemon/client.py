@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any, Final
 
-from qmpfilter.errors import BugError, HostError, PolicyError
+from qmpfilter.errors import BugError, DaemonAwayError, DeadlineError, HostError, PolicyError
 from qmpfilter.relay.deadline import Deadline
 
 __all__ = ["ask"]
@@ -20,7 +20,12 @@ _MOST: Final = 256 << 20
 def ask(path: Path, op: str, seconds: float = 130.0, **what: Any) -> dict[str, Any]:
     """The daemon's answer to a request (:mod:`qmpfilter.daemon.control`).
 
-    :raises HostError: nobody answers, or the daemon says that the host or the request is at fault
+    :param path: its control socket
+    :param op: what is asked
+    :param seconds: for which it is waited
+    :param what: the request's other keys
+    :raises DaemonAwayError: nobody answers in time
+    :raises HostError: the daemon says that the host or the request is at fault
     :raises PolicyError: what is asked for contradicts the policy
     :raises BugError: the daemon's answer makes no sense, or it says so itself
     """
@@ -35,12 +40,14 @@ def ask(path: Path, op: str, seconds: float = 130.0, **what: Any) -> dict[str, A
                 connection.settimeout(deadline.remaining())
                 part = connection.recv(_CHUNK)
                 if not part or len(line) > _MOST:
-                    raise HostError(f"the daemon at {path} did not answer")
+                    raise DaemonAwayError(f"the daemon at {path} did not answer")
                 line += part
     except (FileNotFoundError, ConnectionRefusedError):
-        raise HostError(f"no daemon answers at {path}: start it with 'qmpfilter run'") from None
+        raise DaemonAwayError(f"no daemon answers at {path}: start it with 'qmpfilter run'") from None
+    except (TimeoutError, DeadlineError):
+        raise DaemonAwayError(f"the daemon at {path} did not answer within {seconds:g} s") from None
     except OSError as error:
-        raise HostError(f"the daemon at {path}: {error.strerror or error}") from error
+        raise DaemonAwayError(f"the daemon at {path}: {error.strerror or error}") from error
     try:
         answer = json.loads(line)
     except ValueError as error:
