@@ -15,6 +15,7 @@ from qmpfilter.cli.output import print_json, table, write_out
 from qmpfilter.cluster.board import Board, signed
 from qmpfilter.daemon.client import ask
 from qmpfilter.daemon.config import Config
+from qmpfilter.daemon.sessions import Stage
 from qmpfilter.daemon.switch import KillSwitch
 from qmpfilter.errors import DaemonAwayError, HostError, PolicyError
 from qmpfilter.filter.policy import Enforcement, Mode
@@ -26,6 +27,10 @@ __all__ = ["asking", "off", "on", "reload", "sessions", "show", "start", "status
 _EXIT_MISSING: Final = 4
 _LOOK_SECONDS: Final = 0.2
 _SWITCH_SECONDS: Final = 2.0
+# Both QEMUs may take as long to greet as they are given (qmpfilter.qmp.monitor), and then are asked a few things.
+_BEGIN_SECONDS: Final = 25.0
+# Stages of a session, and moments of its report, that come without a stream too.
+_BEFORE_STREAM: Final = frozenset((Stage.STARTING.value, Stage.WAITING.value, Stage.ENDED.value))
 
 
 def asking(command: Callable[..., int | None]) -> Callable[..., int | None]:
@@ -154,13 +159,15 @@ def start(
     read_vmcb12: str,
     **other: str | None,
 ) -> None:
-    """Let the daemon relay one migration, in a process of its own: as 'qmpfilter relay', and returns when it listens.
+    """Let the daemon relay one migration, in a process of its own: as 'qmpfilter relay', and return when it listens.
 
     With port 0 in LISTEN any free one is taken, and told. With --qmp the source is followed, and VMCB12 can be read
     from its memory. LISTEN may be qmp:PATH, a source's QMP socket: it then is told to migrate, as by 'qmpfilter
-    migrate', and CONNECT may be qmp:PATH too, the QMP socket of a QEMU that was started with -incoming defer.
+    migrate', and CONNECT may be qmp:PATH too, the QMP socket of a QEMU that was started with -incoming defer. The
+    command then returns when the stream has begun, or with what keeps it from beginning.
 
-    Exit status: 0 it listens; 2 a bug of qmpfilter; 3 it cannot, the daemon does not answer, or wrong usage.
+    Exit status: 0 it listens, or the migration has begun; 2 a bug of qmpfilter; 3 it cannot, the daemon does not
+    answer, or wrong usage.
     """
     what: dict[str, Any] = {name: value for name, value in other.items() if value is not None}
     if host is not None:
@@ -169,11 +176,33 @@ def start(
         what["qmp"] = str(Path(qmp).absolute())
     what["read_vmcb12"] = read_vmcb12 == "auto"
     answer = ask(path, "relay", listen=_absolute(listen), connect=_absolute(connect), accept=list(accept), **what)
+    taken, at = answer["listen"].startswith(QMP), answer["listen"].removeprefix(QMP)
+    begun = _has_begun(path, answer["session"]) if taken else True
     if as_json:
         print_json(answer)
+    elif not taken:
+        write_out(f"{answer['session']} waits at {at}\n")
     else:
-        begun = "has taken over" if answer["listen"].startswith(QMP) else "waits at"
-        write_out(f"{answer['session']} {begun} {answer['listen'].removeprefix(QMP)}\n")
+        said = f"has taken over {at}" if begun else f"has not begun yet at {at}; 'qmpfilter show' tells how far it is"
+        write_out(f"{answer['session']} {said}\n")
+
+
+def _has_begun(path: Path, session: str) -> bool:
+    """Whether the source's stream has begun to come; it is waited for.
+
+    :raises HostError: the session ended before that; says why
+    """
+    late = time.monotonic() + _BEGIN_SECONDS
+    while True:
+        told = ask(path, "show", session=session)
+        report = told.get("report")
+        if (report or told["running"])["moments"].keys() - _BEFORE_STREAM:
+            return True
+        if report is not None:
+            raise HostError(f"{session}: {report['reason']}")
+        if time.monotonic() >= late:
+            return False
+        time.sleep(_LOOK_SECONDS)
 
 
 @click.command()

@@ -28,7 +28,9 @@ _ATTEMPTS: Final = 3
 _AGAIN_SECONDS: Final = 0.2
 
 # Whatever goes wrong is told by an exception, and need not be told twice.
-logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
+_library: Final = logging.getLogger("qemu.qmp")
+_library.addHandler(logging.NullHandler())
+_library.propagate = False
 
 
 def nobody_listens(error: HostError) -> bool:

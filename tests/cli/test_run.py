@@ -17,6 +17,7 @@ from qmpfilter.cli import control
 from qmpfilter.cli.main import main
 from qmpfilter.daemon.switch import KillSwitch
 from tests.helpers.daemon import DaemonProcess
+from tests.qmp.fake import FakeQemu
 
 IN_USE = os.strerror(errno.EADDRINUSE)
 
@@ -84,6 +85,40 @@ def test_all_of_them(
     assert Said(capsys, "show", "../../etc/passwd", *at).errors == (
         "qmpfilter: there is no session ../../etc/passwd\n"
     )
+
+
+def test_a_source_that_is_taken_over(
+    daemon: DaemonProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with FakeQemu(tmp_path / "source") as source, FakeQemu(tmp_path / "destination", incoming=True) as destination:
+        ends = (f"qmp:{source.path}", f"qmp:{destination.path}")
+        said = Said(capsys, "start", *ends, "--socket", str(daemon.socket))
+        name, _, rest = said.out.partition(" ")
+        assert (said.status, said.errors, rest) == (0, "", f"has taken over {source.path}\n")
+        assert daemon.report(name)["outcome"] == "completed"
+
+
+def test_a_source_that_cannot_be_taken_over(
+    daemon: DaemonProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = Said(capsys, "start", f"qmp:{tmp_path}/none", "tcp:127.0.0.1:1", "--socket", str(daemon.socket))
+    why = f"cannot connect to the QMP socket {tmp_path}/none: No such file or directory"
+    assert (said.status, said.out) == (3, "")
+    assert said.errors.partition(": ")[2].partition(": ")[2] == f"{why}\n"
+    assert "qemu.qmp" not in daemon.log()
+
+
+def test_a_source_that_says_nothing_yet(
+    daemon: DaemonProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_BEGIN_SECONDS", 0.0)
+    with FakeQemu(tmp_path / "source") as source:
+        source.silent.add("query-name")
+        said = Said(capsys, "start", f"qmp:{source.path}", "tcp:127.0.0.1:1", "--socket", str(daemon.socket))
+    name, _, rest = said.out.partition(" ")
+    assert (said.status, said.errors) == (0, "")
+    assert rest == f"has not begun yet at {source.path}; 'qmpfilter show' tells how far it is\n"
+    daemon.ask("stop", session=name)
 
 
 @pytest.mark.parametrize(
