@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
-from qmpfilter.cluster.address import Access
+from qmpfilter.cluster.address import Access, open_store
 from qmpfilter.cluster.store import checked_key
 from qmpfilter.daemon.logs import Form
 from qmpfilter.errors import HostError, PolicyError
@@ -354,7 +354,7 @@ def load(path: Path | None = None) -> Config:
         ingress=Ingress(**_of_table(values, "ingress")),
         metrics=Expose(**_of_table(values, "metrics")),
         libvirt=Watch(**_of_table(values, "libvirt")),
-        cluster=_cluster(_of_table(values, "cluster")),
+        cluster=_cluster(values, origin),
         mode_named=values.get("mode"),
         pairing=Pairing(**_of_table(values, "pair")),
         most_sessions=values.get("max_sessions", Config().most_sessions),
@@ -401,20 +401,31 @@ def _of_table(values: Mapping[str, Any], table: str) -> dict[str, Any]:
     return {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{table}.")}
 
 
-def _cluster(values: dict[str, Any]) -> Cluster:
+def _cluster(values: Mapping[str, Any], origin: Mapping[str, Path]) -> Cluster:
+    of_cluster = _of_table(values, "cluster")
     of_access = {one.name for one in fields(Access)}
-    access = Access(**{name: value for name, value in values.items() if name in of_access})
-    return Cluster(access=access, **{name: value for name, value in values.items() if name not in of_access})
+    access = Access(**{name: value for name, value in of_cluster.items() if name in of_access})
+    cluster = Cluster(access=access, **{name: value for name, value in of_cluster.items() if name not in of_access})
+    if cluster.wanted:
+        try:
+            open_store(cluster.store, access).close()
+        except HostError as error:
+            raise HostError(f"{origin['cluster.store']}: cluster.store: {error}") from error
+    if cluster.facts is not None:
+        _facts("cluster.facts", values, origin)
+    return cluster
+
+
+def _facts(key: str, values: Mapping[str, Any], origin: Mapping[str, Path]) -> HostFacts:
+    try:
+        return HostFacts.from_json(values[key].read_bytes())
+    except (HostError, OSError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise HostError(f"{origin[key]}: {key}: {values[key]}: {why}") from error
 
 
 def _policy(values: Mapping[str, Any], origin: Mapping[str, Path]) -> Policy:
-    facts = HostFacts()
-    if "host" in values:
-        try:
-            facts = HostFacts.from_json(values["host"].read_bytes())
-        except (HostError, OSError) as error:
-            why = error.strerror if isinstance(error, OSError) else error
-            raise HostError(f"{origin['host']}: host: {values['host']}: {why}") from error
+    facts = _facts("host", values, origin) if "host" in values else HostFacts()
     try:
         return Policy(
             mode=values.get("mode", Mode.ANNEX),

@@ -38,7 +38,9 @@ def test_the_example_shows_every_default(tmp_path: Path) -> None:
     text = "\n".join(lines)
     facts = tmp_path / "host.json"
     facts.write_text('{"schema": "qmpfilter.host/1"}')
-    shown = load(write(tmp_path, text.replace("/etc/qmpfilter/host.json", str(facts))))
+    # What is named there has to be there.
+    here = text.replace("/etc/qmpfilter/host.json", str(facts)).replace("/etc/qmpfilter/this-host.json", str(facts))
+    shown = load(write(tmp_path, here))
     defaults = load(write(tmp_path, ""))
     # What is off by default is shown with a value that makes sense.
     assert shown.metrics.wanted
@@ -146,6 +148,11 @@ def test_plain_tcp_between_hosts_takes_words(tmp_path: Path) -> None:
         ('mode = "native"', "q.toml: mode: native svm2 goes only to a destination whose facts announce it"),
         ('host = "/nowhere/host.json"', "q.toml: host: /nowhere/host.json: No such file or directory"),
         ('host = "/dev/null"', "q.toml: host: /dev/null: not a file of host facts"),
+        ("[cluster]\nstore = 'foo'", "q.toml: cluster.store: 'foo' is no address of a store: dir:/path or etcd"),
+        ("[cluster]\nstore = 'dir:relative'", "q.toml: cluster.store: 'dir:relative' is no address of a store"),
+        ("[cluster]\nstore = 'etcd:foo'", "q.toml: cluster.store: 'etcd:foo' is no address of a store"),
+        ("[cluster]\nfacts = '/nowhere/host.json'", "q.toml: cluster.facts: /nowhere/host.json: No such file"),
+        ("[cluster]\nfacts = '/dev/null'", "q.toml: cluster.facts: /dev/null: not a file of host facts"),
         ("mode = ", "q.toml: no TOML"),
         ("mode = 'annex'\nmode = 'annex'", "q.toml: no TOML"),
     ],
