@@ -12,6 +12,7 @@ import click
 
 from qmpfilter.cli.cluster import board, configured, operator
 from qmpfilter.cli.output import print_json, table, write_out
+from qmpfilter.cli.policy_options import accept_option
 from qmpfilter.cluster.board import Board, signed
 from qmpfilter.daemon.client import ask
 from qmpfilter.daemon.config import Config
@@ -137,7 +138,7 @@ def show(session: str, path: Path, as_json: bool) -> None:
     metavar="FILE",
     help="The destination's facts, as 'qmpfilter doctor --json' printed them there.",
 )
-@click.option("--accept", multiple=True, metavar="CODE", help="Accept this loss too; may be given again.")
+@accept_option()
 @click.option("--domain", metavar="UUID", help="The guest: one that a pair: address knows as another is refused.")
 @click.option("--qmp", metavar="SOCKET", help="A QMP socket of the source that nobody else uses.")
 @click.option(

@@ -12,6 +12,7 @@ import click
 
 from qmpfilter.cli.libvirt_options import connect_option
 from qmpfilter.cli.output import write_out
+from qmpfilter.cli.policy_options import accept_option
 from qmpfilter.filter.policy import Enforcement, Mode
 from qmpfilter.libvirt.connection import Connection
 from qmpfilter.libvirt.metadata import DomainPolicy
@@ -32,7 +33,7 @@ _ACTIONS: Final = (_SHOW, _SET, _CLEAR)
     type=click.Choice([one.value for one in Enforcement]),
     help="set: What follows when the destination would refuse its state, or lose some of it.",
 )
-@click.option("--accept", multiple=True, metavar="CODE", help="set: Accept this loss too; may be given again.")
+@accept_option("set: ")
 @click.option("--json", "as_json", is_flag=True, help="Print what is asked for as JSON, with stable keys.")
 def policy(
     domain: str,

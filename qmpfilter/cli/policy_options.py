@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -21,8 +21,18 @@ from qmpfilter.relay.limits import LONGEST, Waits
 from qmpfilter.relay.session import Outcome
 from qmpfilter.saveimage.outfile import OutputFile
 from qmpfilter.verdict.facts import HostFacts
+from qmpfilter.verdict.losses import LOSS_CODES
 
-__all__ = ["EXIT_IN_DOUBT", "EXIT_STAYED", "EXIT_VETOED", "KILL_SWITCH", "STATUS", "Choices", "policy_options"]
+__all__ = [
+    "EXIT_IN_DOUBT",
+    "EXIT_STAYED",
+    "EXIT_VETOED",
+    "KILL_SWITCH",
+    "STATUS",
+    "Choices",
+    "accept_option",
+    "policy_options",
+]
 
 EXIT_VETOED: Final = 4
 EXIT_IN_DOUBT: Final = 5
@@ -37,6 +47,7 @@ STATUS: Final[Mapping[Outcome, int]] = {
     Outcome.CANCELLED: EXIT_STAYED,
 }
 KILL_SWITCH: Final = Path("/run/qmpfilter/off")
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _NAMES: Final = tuple(field.name for field in fields(Waits))
 
 
@@ -66,6 +77,28 @@ class Choices:
             print(f"qmpfilter: the report could not be written: {error}", file=sys.stderr)
 
 
+def _known(_context: click.Context, _option: click.Parameter, codes: tuple[str, ...]) -> tuple[str, ...]:
+    unknown = sorted(set(codes) - LOSS_CODES)
+    if unknown:
+        raise click.BadParameter(f"{', '.join(unknown)}: the losses are {', '.join(sorted(LOSS_CODES))}")
+    return codes
+
+
+def accept_option(before: str = "") -> Callable[[_Command], _Command]:
+    """``--accept CODE``, as often as one likes.
+
+    :param before: stands before its help
+    """
+    more = ", ".join(sorted(LOSS_CODES - LOST_ANYWAY))
+    return click.option(
+        "--accept",
+        multiple=True,
+        metavar="CODE",
+        callback=_known,
+        help=f"{before}Accept this loss too, besides those of every migration: {more}. May be given again.",
+    )
+
+
 _OPTIONS: Final = (
     click.option(
         "--mode",
@@ -88,7 +121,7 @@ _OPTIONS: Final = (
         metavar="FILE",
         help="The destination's facts, as 'qmpfilter doctor --json' printed them there.",
     ),
-    click.option("--accept", multiple=True, metavar="CODE", help="Accept this loss too; may be given again."),
+    accept_option(),
     click.option(
         "--allow-no-return-path", is_flag=True, help="Serve a source that does not wait for the destination's word."
     ),

@@ -25,6 +25,7 @@ from qmpfilter.relay.address import Address, UnixAddress, parse_address
 from qmpfilter.relay.limits import LONGEST, Waits
 from qmpfilter.relay.pair import Encryption, Pairing
 from qmpfilter.verdict.facts import HostFacts
+from qmpfilter.verdict.losses import LOSS_CODES
 
 __all__ = ["DEFAULT", "Audit", "Cluster", "Config", "Expose", "Ingress", "Keep", "Watch", "checked", "load"]
 
@@ -224,6 +225,8 @@ def _flag(value: Any) -> bool:
 def _codes(value: Any) -> frozenset[str]:
     if not isinstance(value, list) or not all(isinstance(code, str) and code for code in value):
         raise _WrongError("a list of codes of losses")
+    if not LOSS_CODES.issuperset(value):
+        raise _WrongError(f"a list of codes of losses ({', '.join(sorted(LOSS_CODES))})")
     return frozenset(value)
 
 

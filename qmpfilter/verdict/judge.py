@@ -16,7 +16,7 @@ from qmpfilter.svm.view import View
 from qmpfilter.verdict.attempt import Attempt
 from qmpfilter.verdict.checks import applicable
 from qmpfilter.verdict.facts import HostFacts
-from qmpfilter.verdict.losses import losses
+from qmpfilter.verdict.losses import DAMAGED_RECORD, losses
 from qmpfilter.verdict.rule import Rule, Stage
 from qmpfilter.verdict.ternary import Ternary
 from qmpfilter.verdict.version import Releases, Version
@@ -197,7 +197,7 @@ def _damaged_record(nested: LegacyState | None) -> Reason | None:
         annex.decode(nested.page, nested.vmcb_pa, run_pending=nested.run_pending, gif=nested.gif)
     except RecordError as error:
         text = f"The svm2 record in the page's annex is damaged ({error}); kernels pass it over."
-        return Reason("svm2-record", Answer.LOSES, Stage.RUN, "svm2", text, (), "qmpfilter/svm/annex.py:decode")
+        return Reason(DAMAGED_RECORD, Answer.LOSES, Stage.RUN, "svm2", text, (), "qmpfilter/svm/annex.py:decode")
     return None
 
 

@@ -19,7 +19,7 @@ from qmpfilter.verdict.rule import EVERY, Rule, Stage, from_findings, that_may_s
 from qmpfilter.verdict.ternary import Ternary, all_of, negated
 from qmpfilter.verdict.version import Releases, Version
 
-__all__ = ["KEEPS_L1_LBR", "LOSSES", "losses"]
+__all__ = ["DAMAGED_RECORD", "KEEPS_L1_LBR", "LOSSES", "LOSS_CODES", "losses"]
 
 _RUN: Final = Stage.RUN
 _NESTED_C: Final = "arch/x86/kvm/svm/nested.c:"
@@ -165,6 +165,12 @@ _IN_L2: Final = (
 
 LOSSES: Final = _EVERY_VCPU + _IN_L2
 """All of them, for listing."""
+
+DAMAGED_RECORD: Final = "svm2-record"
+"""Code of the loss that no rule tells of: the annex has a record that cannot be read."""
+
+LOSS_CODES: Final = frozenset((DAMAGED_RECORD, *(rule.code for rule in LOSSES)))
+"""What a policy can accept."""
 
 
 def losses(attempt: Attempt) -> tuple[Rule, ...]:

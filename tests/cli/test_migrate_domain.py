@@ -206,8 +206,8 @@ def test_policy(world: FakeLibvirt, persistent: bool, flags: int, capsys: pytest
     for argv, said in (
         ((), "guest: nothing of its own\n"),
         (("set", "--mode", "observe"), "guest: mode observe\n"),
-        (("set", "--accept", "b", "--accept", "a"), "guest: mode observe, accept a b\n"),
-        ((), "guest: mode observe, accept a b\n"),
+        (("set", "--accept", "v-gif", "--accept", "l1-cet"), "guest: mode observe, accept l1-cet v-gif\n"),
+        ((), "guest: mode observe, accept l1-cet v-gif\n"),
         (("clear",), "guest: nothing of its own\n"),
     ):
         assert main(["policy", "guest", *argv]) == 0
@@ -227,7 +227,7 @@ def test_a_policy_that_cannot_be_understood_can_be_cleared(
     assert json.loads(capsys.readouterr().out) == {"domain": "guest", "mode": None, "verdict": None, "accept": []}
 
 
-@pytest.mark.parametrize("argv", [("set",), ("show", "--mode", "off"), ("clear", "--accept", "x")])
+@pytest.mark.parametrize("argv", [("set",), ("show", "--mode", "off"), ("clear", "--accept", "sev")])
 def test_wrong_calls(argv: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["policy", "guest", *argv]) == EXIT_HOST
     assert "belong together" in capsys.readouterr().err

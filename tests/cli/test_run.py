@@ -55,7 +55,7 @@ def test_all_of_them(
     assert json.loads(Said(capsys, "status", *at, "--json").out)["running"] == 0
     assert Said(capsys, "sessions", *at).out == "no sessions\n"
 
-    started = Said(capsys, "start", "unix:here", "unix:there", "--mode", "observe", "--accept", "a-loss", *at)
+    started = Said(capsys, "start", "unix:here", "unix:there", "--mode", "observe", "--accept", "l1-cet", *at)
     assert (started.status, started.errors) == (0, "")
     name, _, waits = started.out.partition(" ")
     assert waits == f"waits at unix:{tmp_path / 'here'}\n"

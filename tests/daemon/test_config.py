@@ -71,7 +71,7 @@ def test_every_value(tmp_path: Path) -> None:
         state_directory = "/srv/q"
         mode = "native"
         verdict = "warn"
-        accept = ["pat-guess"]
+        accept = ["l1-cet"]
         host = "{facts}"
         allow_no_return_path = true
         max_sessions = 3
@@ -89,7 +89,7 @@ def test_every_value(tmp_path: Path) -> None:
     assert (config.socket, config.kill_switch) == (Path("/run/q/control.sock"), Path("/run/q/off"))
     policy = config.policy
     assert (policy.mode, policy.enforcement, policy.without_return_path) == (Mode.NATIVE, Enforcement.WARN, True)
-    assert policy.accepted == LOST_ANYWAY | {"pat-guess"}
+    assert policy.accepted == LOST_ANYWAY | {"l1-cet"}
     assert (config.most_sessions, config.drain) == (3, 0.0)
     assert (config.waits, config.keep) == (Waits(tail=1, answer=2.5), Keep(0.5, 7))
 
@@ -130,6 +130,7 @@ def test_plain_tcp_between_hosts_takes_words(tmp_path: Path) -> None:
         ),
         ("[pair]\npki = 'pki'", "q.toml: pair.pki: expected an absolute path"),
         ("accept = 'x'", "q.toml: accept: expected a list of codes of losses, found 'x'"),
+        ("accept = ['nosuch']", "q.toml: accept: expected a list of codes of losses (cet-missing, "),
         ("accept = [1]", "q.toml: accept: expected a list of codes"),
         ("allow_no_return_path = 1", "q.toml: allow_no_return_path: expected true or false, found 1"),
         ("max_sessions = 0", "q.toml: max_sessions: expected a whole number from 1 to 4096, found 0"),
