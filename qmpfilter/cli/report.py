@@ -38,7 +38,8 @@ def _moment(_context: click.Context, _option: click.Parameter, value: str | None
     with contextlib.suppress(ValueError, OverflowError):
         if ago is not None:
             return datetime.now(UTC) - int(ago[1]) * _UNITS[ago[2]]
-        return datetime.fromisoformat(value).replace(tzinfo=UTC)
+        moment = datetime.fromisoformat(value)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     raise click.BadParameter(f"{value}: 90min, 36h, 2d, 2026-03-01 or 2026-03-01T14:30 (UTC) is needed")
 
 

@@ -51,6 +51,7 @@ def test_json(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("2026-02-28", 2), ("2026-02-28T14:25:30", 2), ("2026-02-28T14:26", 1), ("2026-03-02", 0),
         ("99999d", 2), ("30min", 0),
+        ("2026-02-28T23:25:30+09:00", 2), ("2026-02-28T23:26+09:00", 1), ("2026-02-28T13:26-01:00", 1),
     ],
 )  # fmt: skip
 def test_since(directory: Path, capsys: pytest.CaptureFixture[str], since: str, count: int) -> None:
