@@ -173,6 +173,9 @@ def policy_options(
                 peer_tells=onward(others).startswith(PAIR),
             )
             waits = replace(usual, **_seconds(deadlines))
+            if report is not None:
+                # That it cannot be written is to be said while nothing has begun.
+                OutputFile(str(report)).close()
             return command(choices=Choices(policy, waits, report, _given()), **others)
 
         result: Callable[..., int] = chosen

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from dataclasses import replace
 from operator import itemgetter
 
@@ -15,7 +16,7 @@ from qmpfilter.cli.pair_options import pair_options
 from qmpfilter.cli.policy_options import KILL_SWITCH, STATUS, Choices, policy_options
 from qmpfilter.doctor.gather import gather
 from qmpfilter.filter.gate import Gate
-from qmpfilter.relay.address import PairAddress, listening, parse_destination, parse_listening
+from qmpfilter.relay.address import PairAddress, listened_at, listening, parse_destination, parse_listening
 from qmpfilter.relay.pair import Pair, Pairing, check_certificates
 from qmpfilter.relay.report import as_json, as_text
 from qmpfilter.relay.session import Phase
@@ -52,6 +53,7 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
 
     The guest is never at risk: until the destination may start it, whatever goes wrong leaves it at the source.
     While the file /run/qmpfilter/off exists, everything passes as it is.
+    Where the relay waits is told on standard error: with port 0 in LISTEN any free one is taken.
 
     Exit status: 0 the destination runs the guest; 4 vetoed and 6 refused, failed or cancelled: the guest stays at
     the source; 5 in doubt: the connection was cut, or another filter ended without the destination's answer, when
@@ -66,6 +68,7 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
     gate = Gate(policy, KILL_SWITCH.exists)
     pair = Pair(pairing, choices.waits, gate, KILL_SWITCH.exists)
     with listening(source) as listener:
+        print(f"qmpfilter: waits at {listened_at(source, listener)}", file=sys.stderr, flush=True)
         running = pair.relay(destination)
         listeners = pair.welcoming(source, [listener], lambda: running.session.phase is Phase.WAITING)
         # The process ends with the migration: there is no garbage worth a pause while the guest stands still.

@@ -25,7 +25,7 @@ from qmpfilter.daemon.sessions import Origin, Session, read_journal
 from qmpfilter.daemon.workers import Worker, start_of
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Policy
-from qmpfilter.relay.address import PAIR, QMP, Listening, PairAddress, TcpAddress
+from qmpfilter.relay.address import QMP, Listening, PairAddress, TcpAddress, listened_at
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.order import Order
 from qmpfilter.relay.pair import Pairing
@@ -144,7 +144,7 @@ class Roster:
                 session, ready = await self._begin(wanted, wanted.listen.shown, wanted.listen.sockets)
             else:
                 with await self._listen(wanted.listen) as listener:
-                    session, ready = await self._begin(wanted, _actual(wanted.listen, listener), [listener])
+                    session, ready = await self._begin(wanted, listened_at(wanted.listen, listener), [listener])
         finally:
             self._starting -= 1
         try:
@@ -357,15 +357,6 @@ class Roster:
 
 def _say(level: int, session: str, what: str) -> None:
     _log.log(level, "session %s: %s", session, what, extra={"session": session})
-
-
-def _actual(asked: Listening, listener: socket.socket) -> str:
-    """The address that is listened on: port 0 is any that is free."""
-    if isinstance(asked, PairAddress):
-        return f"{PAIR}{_actual(asked.inner, listener)}"
-    if isinstance(asked, TcpAddress):
-        return str(TcpAddress(asked.host, listener.getsockname()[1]))
-    return str(asked)
 
 
 def _lines(path: Path) -> list[str]:

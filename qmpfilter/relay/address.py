@@ -31,6 +31,7 @@ __all__ = [
     "PairAddress",
     "TcpAddress",
     "UnixAddress",
+    "listened_at",
     "listening",
     "parse_address",
     "parse_destination",
@@ -293,6 +294,15 @@ def parse_destination(text: str) -> Destination:
     :raises HostError: it is neither
     """
     return OriginalDestination() if text == "original" else parse_listening(text)
+
+
+def listened_at(address: Listening, listener: socket.socket) -> str:
+    """The address that is listened on, where port 0 is any that is free."""
+    if isinstance(address, PairAddress):
+        return f"{PAIR}{listened_at(address.inner, listener)}"
+    if isinstance(address, TcpAddress):
+        return str(TcpAddress(address.host, listener.getsockname()[1]))
+    return str(address)
 
 
 def tune(connection: socket.socket) -> None:

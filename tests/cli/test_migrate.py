@@ -18,7 +18,9 @@ import pytest
 from qmpfilter.cli.main import EXIT_HOST, main
 from qmpfilter.cli.migration_progress import as_line, as_size
 from qmpfilter.cli.policy_options import EXIT_IN_DOUBT, EXIT_STAYED, EXIT_VETOED
+from qmpfilter.errors import HostError
 from qmpfilter.qmp.info import MigrationInfo
+from qmpfilter.saveimage.outfile import OutputFile
 from tests.qmp.fake import SECONDS, FakeQemu
 
 
@@ -73,11 +75,25 @@ def test_two_guests(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     assert "both QEMUs say that they run the guest: stop one of them now" in capsys.readouterr().err
 
 
-def test_a_report_that_cannot_be_written_changes_nothing(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*pair.argv(), "--report", "/nowhere/report"]) == 0
+def test_a_report_that_cannot_be_written_in_the_end_changes_nothing(
+    pair: Pair, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: OutputFile) -> None:
+        raise HostError("no space left")
+
+    monkeypatch.setattr(OutputFile, "commit", full)
+    assert main(pair.argv()) == 0
     out, errors = capsys.readouterr()
     assert out.startswith("completed")
     assert "the report could not be written" in errors
+
+
+def test_a_report_that_cannot_be_written_from_the_start_begins_nothing(
+    pair: Pair, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*pair.argv(), "--report", "/nowhere/report"]) == EXIT_HOST
+    assert "/nowhere/report: No such file" in capsys.readouterr().err
+    assert pair.source.names() == []
 
 
 def test_settings_that_forbid_it(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from qmpfilter.cli.main import main
+from qmpfilter.cli.main import EXIT_HOST, main
 from qmpfilter.cli.policy_options import EXIT_STAYED, EXIT_VETOED
 from qmpfilter.relay.session import SHUT_FAILED
 from tests.helpers.migration import SHUT_OK, STREAM, everything, exactly, sending
@@ -61,7 +61,7 @@ def test_a_completed_migration(tmp_path: Path) -> None:
         assert everything(source) == SHUT_OK
         source.close()
         out, errors = process.communicate(timeout=SECONDS)
-    assert (process.returncode, errors) == (0, "")
+    assert (process.returncode, errors) == (0, f"qmpfilter: waits at unix:{tmp_path / 'relay'}\n")
     assert len(arrived) == len(STREAM)
     assert not (tmp_path / "relay").exists()
     assert out.startswith("completed: the destination runs the guest\n")
@@ -101,6 +101,7 @@ def test_no_signal_ends_it_after_the_commit_point(tmp_path: Path) -> None:
             destination.settimeout(SECONDS)
             exactly(destination, len(STREAM))
             assert process.stderr is not None
+            assert process.stderr.readline() == f"qmpfilter: waits at unix:{tmp_path / 'relay'}\n"
             for _ in range(3):
                 process.terminate()
                 assert select.select([process.stderr], [], [], SECONDS)[0]
@@ -142,6 +143,27 @@ def test_nobody_at_the_destination(tmp_path: Path) -> None:
         out, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == EXIT_STAYED
     assert "cannot connect to unix:" in out
+
+
+@pytest.mark.parametrize("before", ["", "pair:"])
+def test_any_free_port_is_told(before: str) -> None:
+    argv = [sys.executable, "-m", "qmpfilter", "relay", f"{before}tcp:127.0.0.1:0", "unix:/nowhere"]
+    with subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        told = re.fullmatch(rf"qmpfilter: waits at {before}tcp:127\.0\.0\.1:(\d+)\n", process.stderr.readline())
+        assert told is not None
+        with socket.create_connection(("127.0.0.1", int(told[1])), SECONDS):
+            pass
+        process.kill()
+
+
+def test_a_report_that_cannot_be_written_is_told_before_it_listens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = [f"unix:{tmp_path / 'relay'}", f"unix:{tmp_path / 'incoming'}"]
+    assert main(["relay", *ends, "--report", str(tmp_path / "none" / "report")]) == EXIT_HOST
+    assert capsys.readouterr().err == f"qmpfilter: {tmp_path / 'none' / 'report'}: No such file or directory\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
