@@ -15,7 +15,7 @@ import click
 
 from qmpfilter.audit.log import AuditLog, Entry
 from qmpfilter.cli.output import write_out
-from qmpfilter.daemon.config import Config
+from qmpfilter.daemon.config import Config, places
 from qmpfilter.errors import HostError
 
 __all__ = ["audit"]
@@ -41,8 +41,8 @@ def _of_directory(command: Callable[..., int]) -> Callable[..., int]:
     return click.option(
         "--directory",
         type=click.Path(path_type=Path),
-        default=Config().audit_directory,
-        show_default=True,
+        default=lambda: places().audit_directory,
+        show_default=f"in the configuration's state_directory, {Config().audit_directory}",
         help="Where the log is.",
     )(command)
 

@@ -15,7 +15,7 @@ from qmpfilter.cli.output import print_json, table, write_out
 from qmpfilter.cli.policy_options import accept_option
 from qmpfilter.cluster.board import Board, signed
 from qmpfilter.daemon.client import ask
-from qmpfilter.daemon.config import Config
+from qmpfilter.daemon.config import Config, places
 from qmpfilter.daemon.sessions import Stage
 from qmpfilter.daemon.switch import KillSwitch
 from qmpfilter.errors import DaemonAwayError, HostError, PolicyError
@@ -41,8 +41,8 @@ def asking(command: Callable[..., int | None]) -> Callable[..., int | None]:
         "--socket",
         "path",
         type=click.Path(path_type=Path),
-        default=Config().socket,
-        show_default=True,
+        default=lambda: places().socket,
+        show_default=f"in the configuration's runtime_directory, {Config().socket}",
         help="Where the daemon answers.",
     )(command)
 

@@ -41,7 +41,7 @@ _FILES: Final = (
     (DEFAULT, "The daemon's configuration, and after it the files in the directory of that name with .d behind it."),
     (_CONFIG.socket, "Where the daemon is spoken to."),
     (_CONFIG.kill_switch, "While this file exists, everything passes as it is."),
-    (_CONFIG.state / "sessions", "The reports of migrations that ended."),
+    (_CONFIG.reports_directory, "The reports of migrations that ended."),
     (_CONFIG.audit_directory, "The audit log."),
 )
 

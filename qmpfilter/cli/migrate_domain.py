@@ -16,7 +16,7 @@ import click
 from qmpfilter.cli.interrupt import on_signal
 from qmpfilter.cli.migration_progress import MigrationProgress, as_size
 from qmpfilter.cli.output import write_out
-from qmpfilter.cli.policy_options import EXIT_IN_DOUBT, EXIT_STAYED, KILL_SWITCH, STATUS, Choices
+from qmpfilter.cli.policy_options import EXIT_IN_DOUBT, EXIT_STAYED, STATUS, Choices
 from qmpfilter.errors import HostError
 from qmpfilter.libvirt.connection import Connection, Domain
 from qmpfilter.libvirt.migration import Ends, Migration, Pace
@@ -124,7 +124,7 @@ class _Command:
             choices.policy,
             choices.waits,
             pace=self._request.pace,
-            is_off=KILL_SWITCH.exists,
+            is_off=choices.kill_switch.exists,
             read_memory=self._request.read_memory,
             pairing=self._request.pairing,
         )

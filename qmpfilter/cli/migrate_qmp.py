@@ -12,7 +12,7 @@ import click
 from qmpfilter.cli.interrupt import on_signal
 from qmpfilter.cli.migration_progress import MigrationProgress
 from qmpfilter.cli.output import write_out
-from qmpfilter.cli.policy_options import EXIT_IN_DOUBT, EXIT_STAYED, KILL_SWITCH, STATUS, Choices
+from qmpfilter.cli.policy_options import EXIT_IN_DOUBT, EXIT_STAYED, STATUS, Choices
 from qmpfilter.qmp.destination import parse_target
 from qmpfilter.qmp.endpoint import Endpoint
 from qmpfilter.qmp.migration import Migration
@@ -45,7 +45,7 @@ def migrate_qmp(qmp: str, target: str, read_memory: bool, choices: Choices, pair
         onward,
         choices.policy,
         choices.waits,
-        is_off=KILL_SWITCH.exists,
+        is_off=choices.kill_switch.exists,
         read_memory=read_memory,
         pairing=pairing,
     )

@@ -27,7 +27,7 @@ from typing import Final
 import click
 
 from qmpfilter.cli.interrupt import on_signal
-from qmpfilter.cli.policy_options import KILL_SWITCH, STATUS, Choices, policy_options
+from qmpfilter.cli.policy_options import STATUS, Choices, policy_options
 from qmpfilter.errors import HostError
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Mode
@@ -69,7 +69,7 @@ def pipe(target: str, choices: Choices) -> int:
     destination = parse_address(target)
     if not all(stat.S_ISFIFO(os.fstat(end).st_mode) for end in (_STDIN, _STDOUT)):
         raise HostError("standard input and output are not the pipes that QEMU's migrate exec: gives")
-    gate = Gate(choices.policy, KILL_SWITCH.exists)
+    gate = Gate(choices.policy, choices.kill_switch.exists)
     relay = Relay(destination.connect, gate, choices.waits)
     ours, theirs = socket.socketpair()
 

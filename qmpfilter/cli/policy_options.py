@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
+from qmpfilter.daemon.config import places
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
 from qmpfilter.relay.address import PAIR
@@ -27,7 +28,6 @@ __all__ = [
     "EXIT_IN_DOUBT",
     "EXIT_STAYED",
     "EXIT_VETOED",
-    "KILL_SWITCH",
     "STATUS",
     "Choices",
     "accept_option",
@@ -46,7 +46,6 @@ STATUS: Final[Mapping[Outcome, int]] = {
     Outcome.FAILED: EXIT_STAYED,
     Outcome.CANCELLED: EXIT_STAYED,
 }
-KILL_SWITCH: Final = Path("/run/qmpfilter/off")
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _NAMES: Final = tuple(field.name for field in fields(Waits))
 
@@ -56,12 +55,14 @@ class Choices:
     """What the options say.
 
     :param report: where to write what happened
+    :param kill_switch: while this file exists, everything passes as it is
     :param given: fields of the policy that were said and not left at their default
     """
 
     policy: Policy
     waits: Waits
     report: Path | None
+    kill_switch: Path
     given: frozenset[str] = frozenset()
 
     def write_report(self, told: Mapping[str, Any]) -> None:
@@ -173,10 +174,11 @@ def policy_options(
                 peer_tells=onward(others).startswith(PAIR),
             )
             waits = replace(usual, **_seconds(deadlines))
+            switch = places().kill_switch
             if report is not None:
                 # That it cannot be written is to be said while nothing has begun.
                 OutputFile(str(report)).close()
-            return command(choices=Choices(policy, waits, report, _given()), **others)
+            return command(choices=Choices(policy, waits, report, switch, _given()), **others)
 
         result: Callable[..., int] = chosen
         for option in reversed(_OPTIONS):

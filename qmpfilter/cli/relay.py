@@ -13,7 +13,7 @@ import click
 from qmpfilter.cli.interrupt import on_signal
 from qmpfilter.cli.output import write_out
 from qmpfilter.cli.pair_options import pair_options
-from qmpfilter.cli.policy_options import KILL_SWITCH, STATUS, Choices, policy_options
+from qmpfilter.cli.policy_options import STATUS, Choices, policy_options
 from qmpfilter.doctor.gather import gather
 from qmpfilter.filter.gate import Gate
 from qmpfilter.relay.address import PairAddress, listened_at, listening, parse_destination, parse_listening
@@ -52,7 +52,7 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
     native   sends svm2 alone; only for a peer that announced it
 
     The guest is never at risk: until the destination may start it, whatever goes wrong leaves it at the source.
-    While the file /run/qmpfilter/off exists, everything passes as it is.
+    While the file "off" in the configuration's runtime_directory, /run/qmpfilter, exists, everything passes as it is.
     Where the relay waits is told on standard error: with port 0 in LISTEN any free one is taken.
 
     Exit status: 0 the destination runs the guest; 4 vetoed and 6 refused, failed or cancelled: the guest stays at
@@ -65,8 +65,8 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
     policy = choices.policy
     if isinstance(source, PairAddress) and policy.facts == HostFacts():
         policy = replace(policy, facts=gather().facts)
-    gate = Gate(policy, KILL_SWITCH.exists)
-    pair = Pair(pairing, choices.waits, gate, KILL_SWITCH.exists)
+    gate = Gate(policy, choices.kill_switch.exists)
+    pair = Pair(pairing, choices.waits, gate, choices.kill_switch.exists)
     with listening(source) as listener:
         print(f"qmpfilter: waits at {listened_at(source, listener)}", file=sys.stderr, flush=True)
         running = pair.relay(destination)

@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 
 from qmpfilter.cli.output import write_out
-from qmpfilter.daemon.config import Config
+from qmpfilter.daemon.config import Config, places
 from qmpfilter.daemon.reports import Reports, is_name
 from qmpfilter.errors import HostError
 from qmpfilter.printable import printable
@@ -58,8 +58,8 @@ def _moment(_context: click.Context, _option: click.Parameter, value: str | None
 @click.option(
     "--directory",
     type=click.Path(path_type=Path),
-    default=Config().state / "sessions",
-    show_default=True,
+    default=lambda: places().reports_directory,
+    show_default=f"in the configuration's state_directory, {Config().reports_directory}",
     help="Where the daemon keeps its reports.",
 )
 def report(session: str | None, since: datetime | None, html: Path | None, as_json: bool, directory: Path) -> None:

@@ -27,7 +27,7 @@ from qmpfilter.relay.pair import Encryption, Pairing
 from qmpfilter.verdict.facts import HostFacts
 from qmpfilter.verdict.losses import LOSS_CODES
 
-__all__ = ["DEFAULT", "Audit", "Cluster", "Config", "Expose", "Ingress", "Keep", "Watch", "checked", "load"]
+__all__ = ["DEFAULT", "Audit", "Cluster", "Config", "Expose", "Ingress", "Keep", "Watch", "checked", "load", "places"]
 
 DEFAULT: Final = Path("/etc/qmpfilter/qmpfilter.toml")
 """Read if no other file is named; it may be missing."""
@@ -174,6 +174,11 @@ class Config:
     def socket(self) -> Path:
         """Where the daemon is spoken to."""
         return self.runtime / "control.sock"
+
+    @property
+    def reports_directory(self) -> Path:
+        """Where the reports of ended sessions are."""
+        return self.state / "sessions"
 
     @property
     def audit_directory(self) -> Path:
@@ -337,12 +342,9 @@ def load(path: Path | None = None) -> Config:
     :param path: None for :data:`DEFAULT`, if there is one
     :raises HostError: a file cannot be read or holds what is not understood; says which file and which key
     """
-    file = path or DEFAULT
     values: dict[str, Any] = {}
     origin: dict[str, Path] = {}
-    # A file that was named has to be there.
-    files = [file] if path is not None or file.exists() else []
-    files += sorted(Path(f"{file}.d").glob("*.toml"))
+    files = _files(path)
     for one in files:
         read = _read(one)
         values |= read
@@ -367,22 +369,45 @@ def load(path: Path | None = None) -> Config:
     )
 
 
+def places() -> Config:
+    """The directories of the default configuration, all else at its default: whatever is wrong elsewhere in it keeps
+    nobody from the kill switch.
+
+    :raises HostError: a file cannot be read, or its directories are none
+    """
+    directories = {"runtime_directory": "runtime", "state_directory": "state"}
+    found: dict[str, Path] = {}
+    for file in _files(None):
+        whole = _parsed(file)
+        found |= {name: checked(str(file), key, whole[key]) for key, name in directories.items() if key in whole}
+    return Config(**found)  # type: ignore[arg-type]
+
+
+def _files(path: Path | None) -> list[Path]:
+    file = path or DEFAULT
+    # A file that was named has to be there.
+    return [*([file] if path is not None or file.exists() else []), *sorted(Path(f"{file}.d").glob("*.toml"))]
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Checked values by full keys."""
-    try:
-        with path.open("rb") as file:
-            whole = tomllib.load(file)
-    except OSError as error:
-        raise HostError(f"{path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise HostError(f"{path}: no TOML: {error}") from error
     flat: dict[str, Any] = {}
-    for name, value in whole.items():
+    for name, value in _parsed(path).items():
         if name in _TABLES and isinstance(value, dict):
             flat |= {f"{name}.{key}": inner for key, inner in value.items()}
         else:
             flat[name] = value
     return {key: checked(str(path), key, value) for key, value in flat.items()}
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise HostError(f"{path}: no TOML: {error}") from error
 
 
 def checked(where: str, key: str, value: Any) -> Any:

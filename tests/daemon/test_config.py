@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from qmpfilter.cluster.address import Access
-from qmpfilter.daemon.config import Audit, Cluster, Config, Expose, Ingress, Keep, Watch, load
+from qmpfilter.daemon import config
+from qmpfilter.daemon.config import Audit, Cluster, Config, Expose, Ingress, Keep, Watch, load, places
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode
 from qmpfilter.relay.limits import Waits
@@ -84,14 +85,14 @@ def test_every_value(tmp_path: Path) -> None:
         keep_count = 7
         """,
     )
-    config = load(path)
-    assert (config.runtime, config.state, config.files) == (Path("/run/q"), Path("/srv/q"), (path,))
-    assert (config.socket, config.kill_switch) == (Path("/run/q/control.sock"), Path("/run/q/off"))
-    policy = config.policy
+    loaded = load(path)
+    assert (loaded.runtime, loaded.state, loaded.files) == (Path("/run/q"), Path("/srv/q"), (path,))
+    assert (loaded.socket, loaded.kill_switch) == (Path("/run/q/control.sock"), Path("/run/q/off"))
+    policy = loaded.policy
     assert (policy.mode, policy.enforcement, policy.without_return_path) == (Mode.NATIVE, Enforcement.WARN, True)
     assert policy.accepted == LOST_ANYWAY | {"l1-cet"}
-    assert (config.most_sessions, config.drain) == (3, 0.0)
-    assert (config.waits, config.keep) == (Waits(tail=1, answer=2.5), Keep(0.5, 7))
+    assert (loaded.most_sessions, loaded.drain) == (3, 0.0)
+    assert (loaded.waits, loaded.keep) == (Waits(tail=1, answer=2.5), Keep(0.5, 7))
 
 
 def test_drop_ins_come_later_in_the_order_of_their_names(tmp_path: Path) -> None:
@@ -102,10 +103,10 @@ def test_drop_ins_come_later_in_the_order_of_their_names(tmp_path: Path) -> None
         a='mode = "observe"\n[deadlines]\ntail = 2',
     )
     (tmp_path / "q.toml.d" / "c.toml.orig").write_text("no TOML")
-    config = load(path)
-    assert (config.policy.mode, config.policy.enforcement) == (Mode.OFF, Enforcement.OFF)
-    assert config.waits == Waits(tail=3, idle=1)
-    assert [file.name for file in config.files] == ["q.toml", "a.toml", "b.toml"]
+    loaded = load(path)
+    assert (loaded.policy.mode, loaded.policy.enforcement) == (Mode.OFF, Enforcement.OFF)
+    assert loaded.waits == Waits(tail=3, idle=1)
+    assert [file.name for file in loaded.files] == ["q.toml", "a.toml", "b.toml"]
 
 
 def test_plain_tcp_between_hosts_takes_words(tmp_path: Path) -> None:
@@ -167,6 +168,17 @@ def test_what_is_not_understood(tmp_path: Path, text: str, said: str) -> None:
 def test_a_drop_in_is_named(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"q\.toml\.d/x\.toml: mode: expected one of"):
         load(write(tmp_path, "", x="mode = false"))
+
+
+def test_places_are_those_of_the_default_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "DEFAULT", tmp_path / "q.toml")
+    assert places() == Config()
+    # What is wrong elsewhere is no matter of theirs.
+    write(tmp_path, 'runtime_directory = "/a"\nlunch = 1', more='state_directory = "/b"\nmode = "no"')
+    assert (places().kill_switch, places().reports_directory) == (Path("/a/off"), Path("/b/sessions"))
+    (tmp_path / "q.toml").write_text('runtime_directory = "a"')
+    with pytest.raises(HostError, match=r"q\.toml: runtime_directory: expected an absolute path"):
+        places()
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
