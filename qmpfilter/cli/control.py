@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 
 from qmpfilter.cli.cluster import board, configured, operator
+from qmpfilter.cli.facts_file import read_facts
 from qmpfilter.cli.output import print_json, table, write_out
 from qmpfilter.cli.policy_options import accept_option
 from qmpfilter.cluster.board import Board, signed
@@ -21,7 +22,6 @@ from qmpfilter.daemon.switch import KillSwitch
 from qmpfilter.errors import DaemonAwayError, HostError, PolicyError
 from qmpfilter.filter.policy import Enforcement, Mode
 from qmpfilter.relay.address import PAIR, QMP
-from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["asking", "off", "on", "reload", "sessions", "show", "start", "status", "stop"]
 
@@ -172,7 +172,7 @@ def start(
     """
     what: dict[str, Any] = {name: value for name, value in other.items() if value is not None}
     if host is not None:
-        what["host"] = HostFacts.from_json(host.read_bytes()).to_json()
+        what["host"] = read_facts(host).to_json()
     if qmp is not None:
         what["qmp"] = str(Path(qmp).absolute())
     what["read_vmcb12"] = read_vmcb12 == "auto"

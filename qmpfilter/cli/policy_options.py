@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
+from qmpfilter.cli.facts_file import read_facts
 from qmpfilter.daemon.config import places
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import LOST_ANYWAY, Enforcement, Mode, Policy
@@ -168,7 +169,7 @@ def policy_options(
             policy = Policy(
                 mode=Mode(mode),
                 enforcement=Enforcement(enforcement),
-                facts=HostFacts() if host is None else HostFacts.from_json(host.read_text(encoding="utf-8")),
+                facts=HostFacts() if host is None else read_facts(host),
                 accepted=LOST_ANYWAY | set(accept),
                 without_return_path=allow_no_return_path,
                 peer_tells=onward(others).startswith(PAIR),

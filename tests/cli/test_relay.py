@@ -173,7 +173,8 @@ def test_a_report_that_cannot_be_written_is_told_before_it_listens(
         (["unix:/a", "unix:/b", "--deadline", "idle=never"], "NAME=SECONDS"),
         (["unix:/a", "unix:/b", "--deadline", "lunch=3"], "one of source, connect"),
         (["unix:/a", "unix:/b", "--mode", "native"], "announce"),
-        (["unix:/a", "unix:/b", "--host", "/nowhere"], "/nowhere"),
+        (["unix:/a", "unix:/b", "--host", "/nowhere"], "/nowhere: No such file"),
+        (["unix:/a", "unix:/b", "--host", "/dev/null"], "/dev/null: not a file of host facts"),
         (["unix:/nowhere/relay", "unix:/b"], "cannot listen on unix:/nowhere/relay"),
     ],
 )
