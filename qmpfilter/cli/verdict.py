@@ -7,17 +7,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from textwrap import fill
 from typing import Final
 
 import click
 
+from qmpfilter.cli.facts_file import read_facts
 from qmpfilter.cli.output import write_out
 from qmpfilter.cli.progress import ReadProgress
-from qmpfilter.errors import HostError, PolicyError, UnsupportedError
+from qmpfilter.errors import PolicyError, UnsupportedError
 from qmpfilter.saveimage.source import Source, open_source
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.verdict.facts import HostFacts, QemuBinary
-from qmpfilter.verdict.judge import Outcome, judge_stream
+from qmpfilter.verdict.judge import Answer, Outcome, StreamVerdict, judge_stream
 from qmpfilter.verdict.report import as_json, as_text
 from qmpfilter.verdict.version import Version, kernel_version
 from qmpfilter.wire import cpu
@@ -32,6 +34,19 @@ EXIT_UNKNOWN: Final = 5
 _STATUS: Final = {Outcome.REFUSED: EXIT_REFUSED, Outcome.UNKNOWN: EXIT_UNKNOWN}
 
 _BUFFER: Final = 256 * 1024
+_WIDTH: Final = 80
+_HOST: Final = "--host, with that host's 'qmpfilter doctor --json',"
+# By what a fact begins with; facts as qmpfilter.verdict.attempt names them.
+_OPTIONS: Final = {
+    "whether KVM nests": "--nested or --no-nested",
+    "kvm_amd's npt parameter": "--npt or --no-npt",
+    "the guest's MAXPHYADDR": "--maxphyaddr",
+    "the guest's CPUID": _HOST,
+    "the host's CPUID": _HOST,
+    "QEMU's version": "--qemu",
+    "the kernel's version": "--kernel",
+    "the stable level of kernel": "--kernel with three numbers",
+}
 
 
 @click.command()
@@ -42,7 +57,12 @@ _BUFFER: Final = 256 * 1024
     metavar="FILE",
     help="The destination's facts, as 'qmpfilter doctor --json' printed them there; - is standard input.",
 )
-@click.option("--kernel", metavar="V", help="The destination's kernel: 6.1.192, or what 'uname -r' says there.")
+@click.option(
+    "--kernel",
+    metavar="V",
+    help="The destination's kernel: 6.1.192, or what 'uname -r' says there. A distribution's own, as "
+    "6.8.0-45-generic, tells too little: that takes --host.",
+)
 @click.option("--qemu", metavar="V", help="The destination's QEMU: 7.2, or 10.0.13.")
 @click.option("--nested/--no-nested", default=None, help="Whether kvm_amd is loaded with nested=1.")
 @click.option("--npt/--no-npt", default=None, help="Whether kvm_amd is loaded with npt=1.")
@@ -83,18 +103,24 @@ def verdict(
     facts = _facts(host, kernel, qemu, {"nested": nested, "npt": npt}, maxphyaddr)
     with open_source(path) as source:
         answer = judge_stream(_sections(source), facts)
-    write_out(json.dumps(as_json(answer, facts), indent=1) + "\n" if as_json_ else as_text(answer, facts, path))
+    if as_json_:
+        write_out(json.dumps(as_json(answer, facts), indent=1) + "\n")
+    else:
+        write_out(as_text(answer, facts, path) + "".join(f"{line}\n" for line in _settling(answer)))
     return 0 if answer.outcome is None else _STATUS.get(answer.outcome, 0)
 
 
 def _facts(
     host: Path | None, kernel: str | None, qemu: str | None, flags: dict[str, bool | None], maxphyaddr: int | None
 ) -> HostFacts:
-    facts = HostFacts() if host is None else HostFacts.from_json(_read(host))
+    facts = HostFacts() if host is None else read_facts(host)
     if kernel is not None:
         version = kernel_version(kernel)
         if version is None:
-            why = "its vendor carries KVM back from newer kernels, so that its number tells nothing"
+            why = (
+                "its vendor carries KVM back from newer kernels, so that its number tells nothing; use --host with "
+                "that host's 'qmpfilter doctor --json'"
+            )
             raise PolicyError(f"kernel {kernel}: {why if kernel[:1].isdigit() else 'no version, as 6.1.192 is'}")
         if version != facts.kernel:
             # KVM's answer was another kernel's.
@@ -110,13 +136,19 @@ def _facts(
     return replace(facts, parameters=parameters, maxphyaddr=maxphyaddr)
 
 
-def _read(host: Path) -> bytes:
-    try:
-        with click.open_file(str(host), "rb") as file:
-            data: bytes = file.read()
-            return data
-    except OSError as error:
-        raise HostError(f"{host}: {error.strerror or error}") from error
+def _settling(answer: StreamVerdict) -> Iterator[str]:
+    """For each fact that a refusal hangs on, the option that tells it."""
+    hangs = {
+        fact
+        for vcpu in answer.vcpus.values()
+        for reason in vcpu.reasons
+        if reason.answer is Answer.MIGHT_REFUSE
+        for fact in reason.missing
+    }
+    for fact in sorted(hangs):
+        option = next((option for what, option in _OPTIONS.items() if fact.startswith(what)), None)
+        if option is not None:
+            yield fill(f"To settle it: {option} tells {fact}.", _WIDTH, subsequent_indent="  ")
 
 
 def _sections(source: Source) -> Iterator[CpuSection]:

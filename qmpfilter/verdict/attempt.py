@@ -37,6 +37,12 @@ _MOST_MAXPHYADDR: Final = 52
 _EVERY_SVM_CPU: Final = frozenset(("LM", "NX"))
 _CR3_LAM: Final = 1 << 61 | 1 << 62
 
+_NESTS: Final = "whether KVM nests"
+_NPT: Final = "kvm_amd's npt parameter"
+# These two KVM gives to guests as kvm_amd's parameters say.
+_BY_PARAMETER: Final = {"SVM": "nested", "NPT": "npt"}
+_PARAMETER_FACTS: Final = {"SVM": _NESTS, "NPT": _NPT}
+
 _ALWAYS: Final = Releases("5.8+")
 # svm_set_nested_state, without which KVM_CAP_NESTED_STATE is 0 on AMD.
 _NESTED_STATE: Final = Releases("5.7- 5.8+")
@@ -139,7 +145,7 @@ class Attempt:
         size = self.facts.nested_state_size
         if self.facts.nested is False or size == 0 or self._kernel_too_old:
             return False
-        return True if self.facts.nested else self._known(None if size is None else True, "whether KVM nests")
+        return True if self.facts.nested else self._known(None if size is None else True, _NESTS)
 
     @property
     def _kernel_too_old(self) -> bool:
@@ -176,12 +182,10 @@ class Attempt:
         if facts.guest_cpuid is not None:
             return all_of(facts.guest_cpuid.has(feature), self._known(host, "the host's CPUID"))
         self.assumed |= host is True and facts.supported_cpuid is not None
-        return self._known(host, "the guest's CPUID")
+        return self._known(host, _PARAMETER_FACTS.get(feature, "the guest's CPUID"))
 
     def _host_has(self, feature: str) -> Ternary:
-        # These two KVM gives to guests as its parameters say.
-        parameter = {"SVM": self.facts.nested, "NPT": self.facts.npt}.get(feature)
-        if parameter is not None:
+        if feature in _BY_PARAMETER and (parameter := self.facts.flag("kvm_amd", _BY_PARAMETER[feature])) is not None:
             return parameter
         if self.facts.supported_cpuid is not None:
             return self.facts.supported_cpuid.has(feature)
@@ -281,7 +285,7 @@ class Attempt:
     @property
     def npt(self) -> Ternary:
         """kvm_amd uses nested paging itself."""
-        return self._known(self.facts.npt, "kvm_amd's npt parameter")
+        return self._known(self.facts.npt, _NPT)
 
     def _again(self, question: Hashable, work_out: Callable[[], _A]) -> _A:
         """The answer to what depends on the facts alone, worked out once for all vCPUs."""

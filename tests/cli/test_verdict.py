@@ -75,6 +75,19 @@ def test_unknown_names_what_is_missing(mixed: str, capsys: pytest.CaptureFixture
     assert "QEMU's version is not known" in text
 
 
+def test_each_missing_fact_has_its_option(mixed: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verdict", mixed, "--kernel", "6.9"]) == EXIT_UNKNOWN
+    settling = [line for line in capsys.readouterr().out.splitlines() if line.startswith("To settle it: ")]
+    assert settling == [
+        "To settle it: --qemu tells QEMU's version.",
+        "To settle it: --npt or --no-npt tells kvm_amd's npt parameter.",
+        "To settle it: --kernel with three numbers tells the stable level of kernel 6.9.",
+        "To settle it: --nested or --no-nested tells whether KVM nests.",
+    ]
+    assert main(["verdict", mixed, "--kernel", "6.1.192", "--qemu", "7.2", *ON]) == EXIT_FINE
+    assert "To settle it" not in capsys.readouterr().out
+
+
 def test_json_has_stable_keys(mixed: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["verdict", mixed, "--kernel", "6.1.192", "--qemu", "7.2.22", "--nested", "--no-npt", "--json"]
     assert main(arguments) == EXIT_REFUSED
@@ -136,10 +149,11 @@ def test_narrow_guest(mixed: str, capsys: pytest.CaptureFixture[str]) -> None:
         ([], "a destination is needed: --host FILE, or --kernel V"),
         (["--kernel", "new"], "kernel new: "),
         (["--kernel", "5.14.0-570.el9.x86_64"], "kernel 5.14.0-570.el9.x86_64: its vendor carries KVM back"),
+        (["--kernel", "6.8.0-45-generic"], "use --host with that host's 'qmpfilter doctor --json'"),
         (["--kernel", "6.1", "--qemu", "latest"], "'latest' is no version"),
         (["--kernel", "6.1", "--maxphyaddr", "64"], "32<=x<=52"),
         (["--host", "/nonexistent.json"], "/nonexistent.json: No such file"),
-        (["--host", "/dev/null"], "not a file of host facts"),
+        (["--host", "/dev/null"], "/dev/null: not a file of host facts"),
     ],
 )
 def test_wrong_usage(mixed: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
