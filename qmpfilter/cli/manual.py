@@ -95,7 +95,7 @@ def _page(
     title = _plain("-".join(path))
     yield f'.TH {title.upper()} 1 "{date}" "{_NAME} {__version__}" "User Commands"'
     yield ".SH NAME"
-    yield f"{title} \\- {_summary(command)}"
+    yield f"{title} \\- {_plain(_summary(command))}"
     yield ".SH SYNOPSIS"
     yield f"\\fB{_plain(' '.join(path))}\\fR {_plain(' '.join(command.collect_usage_pieces(context)))}"
     yield ".SH DESCRIPTION"
@@ -143,7 +143,7 @@ def _paragraphs(command: click.Command) -> list[str]:
 def _summary(command: click.Command) -> str:
     """The first sentence of its help."""
     first = " ".join(_paragraphs(command)[0].split())
-    return _plain(first.partition(". ")[0].rstrip("."))
+    return first.partition(". ")[0].rstrip(".")
 
 
 def _text(paragraphs: Iterable[str]) -> Iterator[str]:

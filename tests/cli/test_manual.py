@@ -61,6 +61,10 @@ def test_no_command_stands_in_two_groups() -> None:
     assert len(names) == len(set(names))
 
 
+def test_nothing_is_escaped_twice() -> None:
+    assert not [name for name, text in PAGES.items() if r"\e\-" in text]
+
+
 def test_every_command_has_a_page() -> None:
     assert list(PAGES) == list(COMMANDS)
 
