@@ -242,6 +242,8 @@ def _tell(records: Board, current: Rollout | None, as_json: bool) -> None:
     numbers = ("hosts", "migrations", "vetoed", "failed", "in doubt")
     write_out(table(titles, [_row(ring) for ring in rings], numbers))
     for ring in rings:
+        if not ring["hosts"]:
+            write_out(f"no host is in {ring['ring']}\n")
         if ring["why"]:
             write_out(f"{ring['ring']} is {ring['state']}: {ring['why']}\n")
         for against in ring["obstacles"]:

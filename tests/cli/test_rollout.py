@@ -83,6 +83,12 @@ def test_the_whole_way(call: Call, board: Board) -> None:
     assert "pause two (lunch)" in said
 
 
+def test_a_ring_without_hosts_is_told(call: Call, board: Board) -> None:
+    listed(board, host("a", "canary"))
+    status, said = call("rollout", "start", "--rings", "canary,canry")
+    assert (status, "no host is in canry\n" in said, "no host is in canary\n" in said) == (0, True, False)
+
+
 def test_overrides_come_and_go(call: Call) -> None:
     call("rollout", "start", "--rings", "one")
     upper = DOMAIN.upper()
