@@ -86,18 +86,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "qmpfilter"
         hint = f"; see {command} --help" if isinstance(error, click.UsageError) else ""
-        return _say(f"{error.format_message().rstrip('.')}{hint}", EXIT_HOST)
+        # click puts choices on lines of their own.
+        said = " ".join(error.format_message().split())
+        return _say(f"{said.rstrip('.')}{hint}", EXIT_HOST)
     except (click.Abort, KeyboardInterrupt):
         return _say("interrupted", _EXIT_INTERRUPTED)
     except StreamError as error:
         return _say(str(error), EXIT_STREAM)
-    except (HostError, OSError) as error:
+    except HostError as error:
         return _say(str(error), EXIT_HOST)
+    except OSError as error:
+        return _say(_sentence(error), EXIT_HOST)
     except QmpfilterError as error:
         return _bug(error) if isinstance(error, BugError) else _say(str(error), EXIT_HOST)
     except Exception as error:
         return _bug(error)
     return status if isinstance(status, int) else EXIT_FINE
+
+
+def _sentence(error: OSError) -> str:
+    why = error.strerror or str(error)
+    return why if error.filename is None else f"{os.fsdecode(error.filename)}: {why}"
 
 
 def _say(message: str, status: int) -> int:
