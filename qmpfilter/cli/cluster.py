@@ -64,7 +64,7 @@ def operator() -> str:
 def hosts(config: Path | None, as_json: bool) -> None:
     """List the hosts of the cluster: what each accepts, whether it is well, and how long ago it looked.
 
-    A host is listed for as long as its daemon gives signs of life.
+    A host is listed for as long as its daemon gives signs of life. Of one that is not well the next line says why.
 
     Exit status: 0 they are listed; 2 a bug of qmpfilter; 3 the store does not answer, or wrong usage.
     """
@@ -74,9 +74,10 @@ def hosts(config: Path | None, as_json: bool) -> None:
         rows = {name: _as_json(host, seen.get(name, Seen())) for name, host in listed.good.items()}
         print_json({"hosts": rows, "damaged": list(listed.damaged)})
         return
-    titles = ("host", "ring", "kernel", "QEMU", "libvirt", "qmpfilter", "formats", "looked", "health")
+    titles = ("host", "ring", "kernel", "QEMU", "libvirt", "qmpfilter", "formats", "looked")
     cells = [_row(host) for host in listed.good.values()]
-    write_out(table(titles, cells) if cells else "no host is listed\n")
+    notes = [host.ailing and f"not well: {host.ailing}" for host in listed.good.values()]
+    write_out(table(titles, cells, notes=notes) if cells else "no host is listed\n")
     write_out("".join(f"{sentence}\n" for sentence in listed.damaged))
 
 
@@ -106,7 +107,6 @@ def _row(host: HostRecord) -> tuple[str, ...]:
         host.qmpfilter,
         ", ".join(facts.formats) or "not known",
         _age(host.when),
-        host.ailing or "ok",
     )
 
 

@@ -97,14 +97,13 @@ def sessions(path: Path, as_json: bool, limit: int) -> None:
         print_json(answer)
         return
     rows = [
-        (one["session"], one["stage"], f"{one['bytes']['forward']:,}", one["listen"], one["connect"], "")
+        (one["session"], one["stage"], f"{one['bytes']['forward']:,}", one["listen"], one["connect"])
         for one in answer["running"]
     ]
-    rows += [
-        (one["session"], one["outcome"], "", one["listen"], one["connect"], one["reason"]) for one in answer["ended"]
-    ]
-    titles = ("session", "state", "bytes", "from", "to", "reason")
-    write_out(table(titles, rows, ("bytes",)) if rows else "no sessions\n")
+    rows += [(one["session"], one["outcome"], "", one["listen"], one["connect"]) for one in answer["ended"]]
+    notes = [""] * len(answer["running"]) + [one["reason"] for one in answer["ended"]]
+    titles = ("session", "state", "bytes", "from", "to")
+    write_out(table(titles, rows, ("bytes",), notes=notes) if rows else "no sessions\n")
 
 
 @click.command()

@@ -44,7 +44,9 @@ def explain(domain: str, destination: str, path: Path, as_json: bool, **modes: s
         print_json(answer)
         return
     write_out(f"mode {answer['mode']}: {answer['why']}\n\n")
-    write_out(table(("who", "allows", "because"), [_row(step, answer["mode"]) for step in answer["steps"]]))
+    write_out(
+        table(("who", "allows", "because"), [_row(step, answer["mode"]) for step in answer["steps"]], wraps="because")
+    )
 
 
 def _row(step: dict[str, Any], mode: str) -> tuple[str, str, str]:

@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from io import StringIO
+from itertools import zip_longest
 from typing import Any, Final
 
 from qmpfilter.errors import HostError
@@ -16,6 +17,7 @@ from qmpfilter.errors import HostError
 __all__ = ["print_json", "table", "write_out"]
 
 _WIDTH: Final = 200
+_UNBOUNDED: Final = 1 << 16
 
 
 def write_out(text: str) -> None:
@@ -48,10 +50,19 @@ def print_json(answer: Mapping[str, Any]) -> None:
     write_out(json.dumps(answer, indent=1) + "\n")
 
 
-def table(titles: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[str] = ()) -> str:
-    """Rows under titles, as wide as the terminal.
+def table(
+    titles: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    numbers: Sequence[str] = (),
+    *,
+    notes: Sequence[str] = (),
+    wraps: str = "",
+) -> str:
+    """Rows under titles. Nothing is shortened: what is wider than the terminal stays in its line.
 
     :param numbers: titles of columns that are to be read from the right
+    :param notes: for each row what stands in a line of its own below it, empty for nothing
+    :param wraps: title of a column that is wrapped to fit the terminal; then there are no notes
     """
     # Imported here: rich is not needed for JSON.
     from rich.console import Console
@@ -60,9 +71,14 @@ def table(titles: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequenc
 
     grid = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for title in titles:
-        grid.add_column(title, justify="right" if title in numbers else "left", no_wrap=title == titles[0])
+        grid.add_column(title, justify="right" if title in numbers else "left", no_wrap=title != wraps)
     for row in rows:
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*(Text(cell if wraps else " ".join(cell.split())) for cell in row))
     out = StringIO()
-    Console(file=out, width=shutil.get_terminal_size((_WIDTH, 0)).columns, no_color=True, highlight=False).print(grid)
-    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
+    width = shutil.get_terminal_size((_WIDTH, 0)).columns if wraps else _UNBOUNDED
+    Console(file=out, width=width, no_color=True, highlight=False).print(grid)
+    head, *lines = (line.rstrip() for line in out.getvalue().splitlines())
+    told = [head]
+    for line, note in zip_longest(lines, notes, fillvalue=""):
+        told += [line, f"    {' '.join(note.split())}"] if note else [line]
+    return "".join(f"{line}\n" for line in told)

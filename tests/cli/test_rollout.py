@@ -28,7 +28,7 @@ def board(tmp_path: Path) -> Board:
 @pytest.fixture
 def call(board: Board, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
     """Run a command: its exit status, and all that it says."""
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     config = tmp_path / "q.toml"
     config.write_text(f'[cluster]\nstore = "dir:{tmp_path}/store"\n')
 
@@ -151,7 +151,7 @@ def test_hosts_tell_what_they_take(call: Call, board: Board) -> None:
         assert said in call("hosts")[1]
     status, told_all = call("hosts")
     assert status == 0
-    assert "no SVM" in told_all
+    assert "\n    not well: no SVM\n" in told_all
     assert "hosts/c: version is missing\n" in told_all
     assert told(call, "hosts")["hosts"]["a"]["facts"]["formats"] == list(ANNEX)
 

@@ -40,7 +40,7 @@ class Said:
 def test_all_of_them(
     daemon: DaemonProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.chdir(tmp_path)
     at = ("--socket", str(daemon.socket))
     for command, said in (("off", "everything passes as it is"), ("on", "migrations are filtered")):
@@ -77,7 +77,9 @@ def test_all_of_them(
     assert "\nrecords: /r/vcpu0.svm2, /r/vcpu1.svm2\n" in Said(capsys, "show", name, *at).out
     (ended,) = json.loads(Said(capsys, "sessions", *at, "--json").out)["ended"]
     assert (ended["session"], ended["outcome"]) == (name, "failed")
-    assert "the operator stopped it" in Said(capsys, "sessions", *at).out
+    *_, row, reason = Said(capsys, "sessions", *at).out.splitlines()
+    assert row.split() == [name, "failed", f"unix:{tmp_path / 'here'}", f"unix:{tmp_path / 'there'}"]
+    assert reason == "    the operator stopped it"
 
     assert Said(capsys, "stop", name, *at).errors == f"qmpfilter: session {name} has ended\n"
     missing = Said(capsys, "show", "20260101T000000-00000000", *at)
