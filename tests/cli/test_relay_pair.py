@@ -94,9 +94,10 @@ class Both:
         return end
 
     def ended(self, name: str) -> tuple[int, str, str]:
-        """Exit status and what it said."""
+        """Exit status and what it said, but where it waited."""
         out, errors = self.processes[name].communicate(timeout=SECONDS)
-        return self.processes[name].returncode, out, errors
+        said = [line for line in errors.splitlines(keepends=True) if not line.startswith("qmpfilter: waits at ")]
+        return self.processes[name].returncode, out, "".join(said)
 
     def report(self, name: str) -> dict[str, Any]:
         told: dict[str, Any] = json.loads((self._directory / name).read_text())
