@@ -375,12 +375,14 @@ def places() -> Config:
 
     :raises HostError: a file cannot be read, or its directories are none
     """
-    directories = {"runtime_directory": "runtime", "state_directory": "state"}
     found: dict[str, Path] = {}
     for file in _files(None):
         whole = _parsed(file)
-        found |= {name: checked(str(file), key, whole[key]) for key, name in directories.items() if key in whole}
-    return Config(**found)  # type: ignore[arg-type]
+        keys = ("runtime_directory", "state_directory")
+        found |= {key: checked(str(file), key, whole[key]) for key in keys if key in whole}
+    return Config(
+        runtime=found.get("runtime_directory", Config().runtime), state=found.get("state_directory", Config().state)
+    )
 
 
 def _files(path: Path | None) -> list[Path]:

@@ -52,8 +52,8 @@ _log: Final = logging.getLogger(__name__)
 _BUFFER: Final = 1 << 20
 _FIRST: Final = 4096
 _SILENCE: Final = 0.2
-# How often a wait for the other side looks at its deadline.
-_TICK: Final = 1.0
+# For a destination to take, and to heed, why the migration is withdrawn.
+_LAST_WORDS_SECONDS: Final = 1.0
 
 
 class Relay:
@@ -283,7 +283,7 @@ class Relay:
                     self._deliver(line, self._looker.receive_eof())
                 self._perform(self.session.source_ended)
         except DeadlineError as error:
-            self._perform(lambda cause=error: self.session.unanswered(cause))  # type: ignore[misc]
+            self._perform(functools.partial(self.session.unanswered, error))
         except QmpfilterError as error:
             veto = isinstance(error, (PolicyError, RefusedError, WithdrawnError))
             # Only here is it certain how far the destination has read.
@@ -397,7 +397,7 @@ class Relay:
         except OSError as broken:
             error = broken
         except DeadlineError as late:
-            self._perform(lambda cause=late: self.session.unanswered(cause))  # type: ignore[misc]
+            self._perform(functools.partial(self.session.unanswered, late))
             return
         # Whoever was sending may have heard first that the connection broke, and then it is told to nobody again.
         self._perform(lambda: self.session.destination_ended(error or line.broken))
@@ -464,12 +464,12 @@ class Relay:
         """Say why, and give the destination a moment to read it: the source may have it ended once it is told."""
         words = withdrawal(self.session.reason)
         try:
-            destination.settimeout(_TICK)
+            destination.settimeout(_LAST_WORDS_SECONDS)
             destination.sendall(words)
             destination.shutdown(socket.SHUT_WR)
             ending = select.poll()
             ending.register(destination, select.POLLRDHUP)
-            ending.poll(_TICK * 1000)
+            ending.poll(_LAST_WORDS_SECONDS * 1000)
         except OSError:
             # It has gone, or takes nothing.
             destination.shutdown(socket.SHUT_RDWR)
