@@ -164,7 +164,7 @@ class Codec:
         if len(orders - {""}) != 1:
             raise BugError(f"{layout.name}: integers of one byte order expected, found {orders}")
         self._struct = struct.Struct(f"{max(orders)}{text}{layout.size - end}x")
-        self._fields: Any = namedtuple("Fields", self.names)  # type: ignore[misc]
+        self._fields: Any = namedtuple("Fields", self.names)  # type: ignore[misc]  # the names are those of a table
 
     def unpack(self, data: bytes | bytearray | memoryview, base: int = 0) -> tuple[Any, ...]:
         """The fields of the layout that starts at `data[base]`: integers as int, opaque stretches as bytes.

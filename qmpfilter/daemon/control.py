@@ -106,7 +106,7 @@ class Request:
 
     def text(self, key: str, default: str | None = None) -> str:
         """A text, that has to be there unless there is a default."""
-        return self._take(key, str, "a text", default)  # type: ignore[no-any-return]
+        return self._take(key, str, "a text", default)  # type: ignore[no-any-return]  # checked by its kind
 
     def choice(self, key: str, among: list[str], default: str) -> str:
         """One of some texts; where it is missing the default, which need not be one of them."""

@@ -312,7 +312,7 @@ async def within(seconds: float | None, what: str, call: Callable[[], _Value]) -
         if future.cancelled():
             return
         if error is None:
-            future.set_result(value)  # type: ignore[arg-type]
+            future.set_result(value)  # type: ignore[arg-type]  # without an error it is one
         else:
             future.set_exception(error)
 

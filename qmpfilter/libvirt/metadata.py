@@ -102,7 +102,7 @@ class DomainPolicy:
         """
         asked = {"mode": self.mode, "enforcement": self.enforcement}
         changed = {name: value for name, value in asked.items() if value is not None and name not in given}
-        return replace(policy, accepted=policy.accepted | self.accepted, **changed)  # type: ignore[arg-type]
+        return replace(policy, accepted=policy.accepted | self.accepted, **changed)  # type: ignore[arg-type]  # each has its own type
 
     def _attributes(self) -> dict[str, str]:
         told = {

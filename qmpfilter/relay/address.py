@@ -110,7 +110,7 @@ class TcpAddress:
             raise HostError(f"cannot connect to {self}: {error.strerror or error}") from error
 
     def _resolve(self, flags: int) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int]]]:
-        return socket.getaddrinfo(  # type: ignore[return-value]
+        return socket.getaddrinfo(  # type: ignore[return-value]  # of the Internet, so with ports
             self.host or None, self.port, type=socket.SOCK_STREAM, flags=flags
         )
 

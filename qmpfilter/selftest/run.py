@@ -247,7 +247,7 @@ def differences(reached: Stop, wanted: Stop, doubtful: frozenset[str]) -> Iterat
 
 
 def _bytes(value: object) -> object:
-    return value if isinstance(value, (bytes, tuple, int)) else bytes(value)  # type: ignore[call-overload]
+    return value if isinstance(value, (bytes, tuple, int)) else bytes(value)  # type: ignore[call-overload]  # a buffer of ctypes
 
 
 # Attributes that KVM recomputes when they pass through the vCPU's registers, by field.

@@ -19,7 +19,7 @@ def chain(count: int, after: Link = Link()) -> list[bytes]:  # noqa: B008  # fro
     return lines
 
 
-def faults(lines: list[bytes], after: Link | None = Link()) -> list[tuple[int, str]]:  # noqa: B008
+def faults(lines: list[bytes], after: Link | None = Link()) -> list[tuple[int, str]]:  # noqa: B008  # frozen
     verifier = Verifier(after)
     told = [verifier.take(line)[1] for line in lines]
     return [(place, fault.what) for place, fault in enumerate(told) if fault is not None]

@@ -168,7 +168,7 @@ def test_a_migration_is_helped_along(world: FakeLibvirt, options: tuple[str, ...
         def append(self, one: Any) -> None:
             super().append(one)
             if one[0] == call:
-                world.held.set()  # type: ignore[union-attr]
+                world.held.set()  # type: ignore[union-attr]  # made before
                 done.set()
 
     world.calls = Calls(original)

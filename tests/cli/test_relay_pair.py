@@ -130,7 +130,7 @@ def both(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Both]:
     made = Both(tmp_path, between)
     made_tls = (*TLS, "--pki", str(request.getfixturevalue("pki"))) if kind == "tls" else ()
     start = made.start
-    made.start = lambda *more, **each: start(*made_tls, *more, **each)  # type: ignore[method-assign]
+    made.start = lambda *more, **each: start(*made_tls, *more, **each)  # type: ignore[method-assign]  # with more arguments
     yield made
     made.close()
 
@@ -186,7 +186,7 @@ def test_a_migration(both: Both) -> None:
     assert destination["tail_sha256"]["before"] == destination["tail_sha256"]["after"]
     there, here = source["pair"]["destination"], destination["pair"]["source"]
     assert (there["version"], there["address"]) == (1, both.between)
-    tls = "always" in both.processes["source"].args  # type: ignore[operator]
+    tls = "always" in both.processes["source"].args  # type: ignore[operator]  # a list
     assert (there["tls"] is not None, here["tls"] is not None) == (tls, tls)
     if tls:
         assert there["tls"]["version"] == "TLSv1.3"

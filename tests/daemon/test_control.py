@@ -214,7 +214,7 @@ def test_who_may_ask(uid: int, own: int, may: bool, monkeypatch: pytest.MonkeyPa
             return control._UCRED.pack(1, uid, 0)[:size]
 
     monkeypatch.setattr(os, "geteuid", lambda: own)
-    assert control._Peer.of(Peer()).may_ask is may  # type: ignore[arg-type]
+    assert control._Peer.of(Peer()).may_ask is may  # type: ignore[arg-type]  # as a socket answers
 
 
 def test_nobody_there(tmp_path: Path) -> None:

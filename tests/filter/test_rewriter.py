@@ -83,7 +83,7 @@ def test_only_the_annex_of_each_page_changes(fixture: Fixture) -> None:
     for before, after in zip(parse(original).events, parse(annexed).events, strict=True):
         if bytes(before.raw) != bytes(after.raw):
             assert isinstance(before, DeviceSection)
-            (child,) = before.subsection("cpu/nested_state").children  # type: ignore[union-attr]
+            (child,) = before.subsection("cpu/nested_state").children  # type: ignore[union-attr]  # it has one
             start = child.end - 4096 + ANNEX_OFFSET
             assert before.raw[:start] == after.raw[:start]
             assert before.raw[child.end :] == after.raw[child.end :]

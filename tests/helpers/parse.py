@@ -174,6 +174,6 @@ def raises_at(error: type[StreamError], offset: int, expected: str = "") -> Iter
 def _kept(event: _E) -> _E:
     """The event with its own copy of what it stands for."""
     if isinstance(getattr(event, "raw", None), memoryview):
-        kept: _E = dataclasses.replace(event, raw=bytes(event.raw))  # type: ignore[type-var, attr-defined]
+        kept: _E = dataclasses.replace(event, raw=bytes(event.raw))  # type: ignore[type-var, attr-defined]  # bulk events are dataclasses with raw
         return kept
     return event

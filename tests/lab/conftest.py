@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from xdist.remote import Producer  # type: ignore[import-untyped]
-from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+from xdist.remote import Producer  # type: ignore[import-untyped]  # has no types
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]  # has no types
 
 from tests.helpers.etcd import Certificates, Etcd
 from tests.lab.cables import SERVICE
@@ -47,7 +47,7 @@ def cluster(etcd: Etcd) -> Iterator[Cluster]:
         yield hosts
 
 
-class ByHost(LoadScopeScheduling):  # type: ignore[misc]
+class ByHost(LoadScopeScheduling):  # type: ignore[misc]  # has no types
     """Each host, and the cluster, is booted by one worker of pytest-xdist; tests that need none go by file to where
     there is room."""
 

@@ -220,7 +220,7 @@ class Fuse:
 
 def _unread(end: socket.socket) -> int:
     """Bytes, with what the kernel needs for them, that the other side has not read (unix(7), SIOCOUTQ)."""
-    return struct.unpack("i", fcntl.ioctl(end, termios.TIOCOUTQ, struct.pack("i", 0)))[0]  # type: ignore[no-any-return]
+    return struct.unpack("i", fcntl.ioctl(end, termios.TIOCOUTQ, struct.pack("i", 0)))[0]  # type: ignore[no-any-return]  # an int
 
 
 def runs(of: Machine) -> bool:

@@ -20,7 +20,7 @@ SECONDS = 400.0
 README = KERNEL / "README.md"
 _BEGIN, _END = "<!-- losses: written by tests.lab.losses -->\n", "<!-- end of losses -->\n"
 
-_ANY: Callable[[Mapping[str, Any]], bool] = lambda case: True  # noqa: E731
+_ANY: Callable[[Mapping[str, Any]], bool] = lambda case: True  # noqa: E731  # a lambda as its neighbours in the table
 _OWN_PAT = 1 << 1  # Validity.G_PAT
 
 #: What is lost: the fields of VMCB12's save area that show it, and the cases in which there is something to lose.

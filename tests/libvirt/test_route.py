@@ -83,7 +83,7 @@ def test_where_another_filter_is_the_destinations_qemu_waits_behind_it(wanted: d
 def test_disks_go_to_the_destination_itself(wanted: dict[str, Any], disks: str | None) -> None:
     way = chosen(f"qemu://{ELSEWHERE}/system", Flag.NON_SHARED_DISK, wanted)
     told = way.parameters["disks_uri"]
-    assert told == disks if disks else parse_onward(told).port in set(PORTS)  # type: ignore[union-attr]
+    assert told == disks if disks else parse_onward(told).port in set(PORTS)  # type: ignore[union-attr]  # a TCP address
     assert told != f"tcp://{way.onward}"
     assert "disks_port" not in way.parameters
 

@@ -385,7 +385,7 @@ def test_file_descriptors_are_not_swallowed(rig: Rig) -> None:
 
 
 def test_a_bug_leaves_the_guest_at_the_source(tmp_path: Path) -> None:
-    made = Rig(tmp_path, Marked(error=KeyError("surprise")))  # type: ignore[arg-type]
+    made = Rig(tmp_path, Marked(error=KeyError("surprise")))  # type: ignore[arg-type]  # no error of the tree
     with made.stack:
         source = made.dial(RAM + TAIL + END)
         destination = made.destination()

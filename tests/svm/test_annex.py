@@ -165,4 +165,4 @@ def test_what_minor_0_does_not_define_is_an_error(offset: int, new: bytes) -> No
 @pytest.mark.parametrize("change", [{"l1_save": b""}, {"vmcb12_control": bytes(0x300)}, {"vmcb_pa": 0x1001}])
 def test_a_state_that_cannot_be_is_a_bug(change: dict[str, bytes | int]) -> None:
     with pytest.raises(BugError):
-        dataclasses.replace(STATE, **change)  # type: ignore[arg-type]
+        dataclasses.replace(STATE, **change)  # type: ignore[arg-type]  # each has its own type

@@ -36,4 +36,4 @@ def test_state_flags(run_pending: bool, gif: bool, flags: int) -> None:
 )
 def test_a_state_that_cannot_be_is_a_bug(change: dict[str, bytes | int]) -> None:
     with pytest.raises(BugError):
-        dataclasses.replace(STATE, **change)  # type: ignore[arg-type]
+        dataclasses.replace(STATE, **change)  # type: ignore[arg-type]  # each has its own type
