@@ -2,8 +2,9 @@
 """vmdesc: the JSON text after EOF that names every field of every device section, with its size.
 
 It is the only place where the sizes of device sections stand. The text is kept as it came and is
-edited by splicing at recorded offsets, never by way of a dict: keys may repeat inside one object
-(QEMU 10.2.2 migration/vmstate.c:476-566 calls the writer once per element of a list field).
+edited by splicing at recorded offsets, never by way of what it was decoded to: keys may repeat inside
+one object (QEMU 10.2.2 migration/vmstate.c:476-566 calls the writer once per element of a list field),
+and the last of each is what is left. The size of such a field stands behind them and tells them all.
 
 Sizes follow section 4 of docs/devel/migration: size(vmsd) = sum of field size x array_len, plus
 6 + len(name) + size for each subsection; a field's own size includes its struct's subsections.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -24,8 +25,8 @@ __all__ = ["Device", "Splice", "Token", "VmDescription", "shape_of", "splice", "
 
 _T = TypeVar("_T")
 
-# An object of the text as its (key, value) pairs in order: keys may repeat.
-Pairs = tuple[tuple[str, Any], ...]
+# An object of the text.
+Entry = Mapping[str, Any]
 
 # Where a section's own fields end, and its subsections.
 Shape = tuple[int, tuple[SubsectionAt, ...]]
@@ -42,9 +43,6 @@ _MIN_CONTAINER: Final = 16
 _MIN_VALUE: Final = 8
 _FREE_MARKS: Final = 4096
 _MARKS: Final = {"{[": _MIN_CONTAINER, ",": _MIN_VALUE}
-# Characters of text that are decoded at first, a value of more in as many steps as it takes.
-_WINDOW: Final = 1 << 14
-_WIDER: Final = 8
 _TOKEN: Final = re.compile(
     rb"""[ \t\r\n]*(?:
         (?P<string>"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")
@@ -63,8 +61,9 @@ class Device:
     :param start: offset of its ``{`` in the text
     :param end: offset after its ``}``
     :param size: bytes of the section between its header and its footer, as the text says
-    :param shapes: what :func:`shape_of` found so far, by `body`; one for all devices whose entries differ in
-        their instance alone
+    :param entry: what the text says of it; the first one's for all devices whose entries differ in their instance
+        alone
+    :param shapes: what :func:`shape_of` found so far, by `body`, shared in the same way
     """
 
     name: str
@@ -72,7 +71,7 @@ class Device:
     start: int
     end: int
     size: int
-    pairs: Pairs
+    entry: Entry = field(repr=False)
     shapes: dict[int, Shape] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -116,12 +115,12 @@ class _Parser:
             self._chars = text.decode("ascii")
         except UnicodeDecodeError as error:
             raise LayoutError(offset + error.start, "ASCII text of vmdesc", text[error.start : error.end]) from None
-        self._marks = dict.fromkeys(_MARKS, 0)
-        self._decode = json.JSONDecoder(object_pairs_hook=tuple).raw_decode
+        self._decode = json.JSONDecoder().raw_decode
         self._last_end = 0
         self._alike: dict[str, list[_Alike]] = {}
 
     def parse(self) -> VmDescription:
+        self._check_density()
         page_size = None
         devices: tuple[Device, ...] | None = None
         at = self._skip(0, b"{")
@@ -154,8 +153,8 @@ class _Parser:
             device = self._repeated(at)
             if device is None:
                 start = at
-                pairs, at = self._value(at)
-                device = self._device(pairs, start)
+                entry, at = self._value(at)
+                device = self._device(entry, start)
                 self._remember(device)
             elif self._chars.startswith(", {", device.end):
                 found.append(device)
@@ -177,9 +176,7 @@ class _Parser:
         name, rest = numbered[1], numbered.end()
         for text, like in self._alike.get(name, ()):
             if self._chars.startswith(text, rest):
-                instance_id = int(numbered[2])
-                pairs = (("name", name), ("instance_id", instance_id), *like.pairs[2:])
-                return Device(name, instance_id, start, rest + len(text), like.size, pairs, like.shapes)
+                return Device(name, int(numbered[2]), start, rest + len(text), like.size, like.entry, like.shapes)
         return None
 
     def _remember(self, device: Device) -> None:
@@ -189,47 +186,33 @@ class _Parser:
             alike.insert(0, _Alike(self._chars[numbered.end() : device.end], device))
             del alike[_MOST_ALIKE:]
 
-    def _device(self, pairs: Any, start: int) -> Device:
+    def _device(self, entry: Any, start: int) -> Device:
         # Trailing white space belongs to no device: the end is where the value's own text ends.
         end = self._last_end
-        if not isinstance(pairs, tuple):
+        if not isinstance(entry, dict):
             raise self._error(start, "an object for each device")
         try:
-            name = _get(pairs, "name", str)
-            instance_id = _get(pairs, "instance_id", int)
-            own_size = _find(pairs, "size")
-            size = _number(own_size) if own_size is not None else _vmsd_size(pairs)
+            name = _get(entry, "name", str)
+            instance_id = _get(entry, "instance_id", int)
+            own_size = entry.get("size")
+            size = _number(own_size) if own_size is not None else _vmsd_size(entry)
         except _ShapeError as error:
             raise LayoutError(self._offset + start, str(error), self._text[start : start + 48]) from None
-        return Device(name, instance_id, start, end, size, pairs)
+        return Device(name, instance_id, start, end, size, entry)
 
     def _value(self, at: int) -> tuple[Any, int]:
         """Decode one value; returns it and the offset after it and the white space behind it."""
-        size = _WINDOW
-        while True:
-            window = self._chars[at : at + size]
-            whole = at + size >= len(self._chars)
-            self._count(window)
-            try:
-                value, end = self._decode(window, 0)
-            except (ValueError, RecursionError):
-                if whole:
-                    raise self._error(at, "JSON of vmdesc") from None
-            else:
-                # Of what ends with the window there may be more.
-                if whole or end < len(window):
-                    break
-            size *= _WIDER
-        for marks in _MARKS:
-            self._marks[marks] += _count(window[:end], marks)
-        self._last_end = at + end
-        return value, self._space(at + end)
+        try:
+            value, self._last_end = self._decode(self._chars, at)
+        except (ValueError, RecursionError):
+            raise self._error(at, "JSON of vmdesc") from None
+        return value, self._space(self._last_end)
 
-    def _count(self, window: str) -> None:
+    def _check_density(self) -> None:
         """:raises LayoutError: decoded, the text would take up much more memory than any real one of its length"""
         for marks, share in _MARKS.items():
-            most = _FREE_MARKS + len(self._text) // share
-            if self._marks[marks] + _count(window, marks) > most:
+            most = _FREE_MARKS + len(self._chars) // share
+            if sum(self._chars.count(mark) for mark in marks) > most:
                 raise LayoutError(self._offset, f"at most {most} of {' '.join(marks)} in vmdesc", "more")
 
     def _skip(self, at: int, char: bytes) -> int:
@@ -245,29 +228,18 @@ class _Parser:
         return LayoutError(self._offset + at, expected, self._text[at : at + 24])
 
 
-def _count(text: str, marks: str) -> int:
-    return sum(text.count(mark) for mark in marks)
-
-
 class _ShapeError(Exception):
     """An object lacks a key that vmdesc must have there; becomes a LayoutError with its offset."""
 
 
-def _find(pairs: Pairs, key: str) -> Any:
-    for name, value in pairs:
-        if name == key:
-            return value
-    return None
-
-
-def _get(pairs: Pairs, key: str, type_: type[_T]) -> _T:
-    value = _find(pairs, key)
+def _get(entry: Entry, key: str, type_: type[_T]) -> _T:
+    value = entry.get(key)
     if not isinstance(value, type_) or isinstance(value, bool):
         raise _ShapeError(f"a {type_.__name__} {key!r} in each device of vmdesc")
     return value
 
 
-def _subsection_name(sub: Pairs) -> str:
+def _subsection_name(sub: Entry) -> str:
     name = _get(sub, "vmsd_name", str)
     if not 0 < len(name) <= _MAX_NAME or not name.isascii() or not name.isprintable():
         raise _ShapeError("printable names of subsections")
@@ -280,34 +252,38 @@ def _number(value: Any) -> int:
     return value
 
 
-def _version(sub: Pairs) -> int:
+def _version(sub: Entry) -> int:
     version = _get(sub, "version", int)
     if not 0 <= version < 1 << 32:
         raise _ShapeError("versions of subsections as 32-bit numbers")
     return version
 
 
-def _list(pairs: Pairs, key: str) -> Sequence[Any]:
-    value = _find(pairs, key)
+def _list(entry: Entry, key: str) -> Sequence[Any]:
+    value = entry.get(key)
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(item, tuple) for item in value):
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise _ShapeError(f"a list of objects as {key!r}")
     return value
 
 
-def _field_size(entry: Pairs) -> int:
+def _field_size(entry: Entry) -> int:
     """Bytes of one entry of `fields`: its size, times `array_len` where the entry stands for an array."""
-    size = _number(_find(entry, "size"))
-    count = _find(entry, "array_len")
+    size = _number(entry.get("size"))
+    count = entry.get("array_len")
     return size if count is None else size * _number(count)
 
 
-def _vmsd_size(vmsd: Pairs, depth: int = 0) -> int:
+def _fields_size(vmsd: Entry) -> int:
+    return sum(map(_field_size, _list(vmsd, "fields")))
+
+
+def _vmsd_size(vmsd: Entry, depth: int = 0) -> int:
     """Bytes of a vmsd's fields and all its subsections."""
     if depth > _MAX_DEPTH:
         raise _ShapeError(f"subsections nested at most {_MAX_DEPTH} deep")
-    size = sum(_field_size(entry) for entry in _list(vmsd, "fields"))
+    size = _fields_size(vmsd)
     for sub in _list(vmsd, "subsections"):
         size += header_size(_subsection_name(sub)) + _vmsd_size(sub, depth + 1)
     return size
@@ -324,14 +300,14 @@ def shape_of(device: Device, body: int, offset: int = 0) -> Shape:
     shape = device.shapes.get(body)
     if shape is None:
         try:
-            end = body + sum(_field_size(entry) for entry in _list(device.pairs, "fields"))
-            shape = device.shapes[body] = end, tuple(_subsections(device.pairs, end, 0))
+            end = body + _fields_size(device.entry)
+            shape = device.shapes[body] = end, tuple(_subsections(device.entry, end, 0))
         except _ShapeError as error:
             raise LayoutError(offset, f"{error}, in vmdesc of {device.name!r}", "something else") from None
     return shape
 
 
-def _subsections(vmsd: Pairs, at: int, depth: int) -> Iterator[SubsectionAt]:
+def _subsections(vmsd: Entry, at: int, depth: int) -> Iterator[SubsectionAt]:
     if depth > _MAX_DEPTH:
         raise _ShapeError(f"subsections nested at most {_MAX_DEPTH} deep")
     for sub in _list(vmsd, "subsections"):
@@ -343,10 +319,9 @@ def _subsections(vmsd: Pairs, at: int, depth: int) -> Iterator[SubsectionAt]:
             # A struct's subsections follow its fields and are counted in the field's size
             # (vmstate.c:356-411), so they stand at its end.
             fields_end += _field_size(entry)
-            inner = _find(entry, "struct")
-            if isinstance(inner, tuple) and _list(inner, "subsections"):
-                own = sum(_field_size(member) for member in _list(inner, "fields"))
-                start = fields_end - _field_size(entry) + own
+            inner = entry.get("struct")
+            if isinstance(inner, dict) and _list(inner, "subsections"):
+                start = fields_end - _field_size(entry) + _fields_size(inner)
                 children.extend(_subsections(inner, start, depth + 1))
         children.extend(_subsections(sub, fields_end, depth + 1))
         end = payload + _vmsd_size(sub)
