@@ -396,7 +396,7 @@ class Gate:
             return
         verdict = judge_section(section, self._policy.facts)
         self.judged.append(Judged(section.index, verdict))
-        self.missing.update(fact for reason in verdict.reasons for fact in reason.missing)
+        self.missing.update(*(reason.lacked for reason in verdict.reasons))
         against = list(objections(verdict, self._policy))
         if not against:
             return

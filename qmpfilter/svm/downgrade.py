@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Final, NamedTuple
 
 from qmpfilter.errors import BugError
@@ -85,6 +85,8 @@ _NEVER_GIVEN: Final = tuple((name, CONTROL.span(name), bytes(CONTROL.fields[name
     "avic_physical_id", "vmsa_pa", "bus_lock_counter", "allowed_sev_features", "guest_sev_features",
     "hv_enlightenments_control", "hv_vp_id", "hv_vm_id", "partition_assist_page", "hv_reserved",
 ))  # fmt: skip
+_ALL_NEVER_GIVEN: Final = itemgetter(*(span for _, span, _ in _NEVER_GIVEN))
+_NONE_GIVEN: Final = tuple(zero for _, _, zero in _NEVER_GIVEN)
 _MAPS: Final = ("iopm_base_pa", "msrpm_base_pa")
 _RFLAGS_FIXED: Final = 1 << 1
 
@@ -93,10 +95,8 @@ def _page(state: Svm2State, fields: list[FieldFinding]) -> bytes:
     page = bytearray(PAGE_SIZE)
     page[:CONTROL_SIZE] = state.vmcb12_control
     page[SAVE_OFFSET : SAVE_OFFSET + len(state.l1_save)] = state.l1_save
-    for name, span, zero in _NEVER_GIVEN:
-        if page[span] != zero:
-            page[span] = zero
-            fields.append(FieldFinding(f"control.{name}", Confidence.LOST, "0: KVM never gives it in nested state"))
+    if _ALL_NEVER_GIVEN(page) != _NONE_GIVEN:
+        fields += _cleared(page)
     for name in _MAPS:
         CONTROL.put(page, name, CONTROL.get(page, name) & _PAGE_MASK)
     visible = state.l1_visible
@@ -112,6 +112,13 @@ def _page(state: Svm2State, fields: list[FieldFinding]) -> bytes:
     return bytes(page)
 
 
+def _cleared(page: bytearray) -> Iterator[FieldFinding]:
+    for name, span, zero in _NEVER_GIVEN:
+        if page[span] != zero:
+            page[span] = zero
+            yield FieldFinding(f"control.{name}", Confidence.LOST, "0: KVM never gives it in nested state")
+
+
 # --- the section -------------------------------------------------------------------------------
 
 _SAVE: Final = Codec(SAVE)
@@ -119,6 +126,7 @@ _BLOCK: Final = Codec(cpu.BLOCK)
 _MOVES: Final = tuple(move for row in SECTION for move in moves(row) if move.compared)
 _MOVED_FROM: Final = attrgetter(*(move.save for move in _MOVES))
 _MOVED_TO: Final = attrgetter(*(move.block for move in _MOVES))
+_READ: Final = tuple((index, move.read) for index, move in enumerate(_MOVES) if move.read is not int)
 # QEMU keeps DR6 and DR7 twice (kvm_get_debugregs), and loads the second.
 _MIRRORS: Final[Mapping[str, str]] = {"dr6": "dr4", "dr7": "dr5"}
 _CR0_PE: Final = 1 << 0
@@ -132,10 +140,14 @@ def _block(state: Svm2State, l2: Fields, block: bytes, fields: list[FieldFinding
     """
     section = _BLOCK.read(block)
     real_mode = not l2.cr0 & _CR0_PE
+    before = list(_MOVED_TO(section))
+    for index, read in _READ:
+        before[index] = read(before[index])
     wanted = {
         move.block: move.write(new)
-        for move, new, old in zip(_MOVES, _MOVED_FROM(l2), _MOVED_TO(section), strict=True)
-        if (new ^ move.read(old)) & (move.in_real_mode if real_mode else move.compared)
+        for move, new, old in zip(_MOVES, _MOVED_FROM(l2), before, strict=True)
+        # Most are equal, and the guest stands still.
+        if new != old and (new ^ old) & (move.in_real_mode if real_mode else move.compared)
     }
     if not state.validity & Validity.DR7:
         wanted.pop("dr7", None)

@@ -13,17 +13,20 @@ Linux 5.10 to 7.3 arch/x86/kvm: x86.h and regs.h (__cr4_reserved_bits), x86.c (k
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from functools import cached_property
 from typing import Final, NamedTuple, TypeVar, cast
 
+from qmpfilter.errors import RecordError
 from qmpfilter.layout import Fields
+from qmpfilter.svm import annex
 from qmpfilter.svm.legacy import FORMAT_SVM, SIZE_L1, LegacyState, StateFlags
 from qmpfilter.svm.view import View
 from qmpfilter.svm.vmcb import PAGE_SIZE
 from qmpfilter.verdict.facts import HostFacts
 from qmpfilter.verdict.ternary import Ternary, all_of, any_of, negated
-from qmpfilter.verdict.version import Releases
+from qmpfilter.verdict.version import Releases, Version
 
-__all__ = ["Attempt", "IllegalBits"]
+__all__ = ["Attempt", "IllegalBits", "about"]
 
 _A = TypeVar("_A")
 
@@ -37,6 +40,7 @@ _MOST_MAXPHYADDR: Final = 52
 _EVERY_SVM_CPU: Final = frozenset(("LM", "NX"))
 _CR3_LAM: Final = 1 << 61 | 1 << 62
 
+_HAS_BUFFER: Final = "nested state"
 _NESTS: Final = "whether KVM nests"
 _NPT: Final = "kvm_amd's npt parameter"
 # These two KVM gives to guests as kvm_amd's parameters say.
@@ -139,6 +143,18 @@ class Attempt:
         version = self.facts.qemu_version
         return "the destination's QEMU" if version is None else f"QEMU {version}"
 
+    @cached_property
+    def damaged_record(self) -> str:
+        """What is wrong with the svm2 record in the page's annex; empty where it is sound, or where there is none."""
+        nested = self.sent.nested
+        if nested is None or nested.page is None:
+            return ""
+        try:
+            annex.decode(nested.page, nested.vmcb_pa, run_pending=nested.run_pending, gif=nested.gif)
+        except RecordError as error:
+            return str(error)
+        return ""
+
     @property
     def nests(self) -> Ternary:
         """The host's KVM offers nested virtualization, with a state that QEMU can get and set."""
@@ -162,7 +178,7 @@ class Attempt:
     @property
     def has_buffer(self) -> Ternary:
         """QEMU has nested state for this vCPU: the guest has SVM, and the kernel nests."""
-        return all_of(self.has("SVM"), self.nests)
+        return self._again(_HAS_BUFFER, lambda: all_of(self.has("SVM"), self.nests))
 
     # --- the guest's CPUID -------------------------------------------------------------------------
 
@@ -267,14 +283,9 @@ class Attempt:
 
     def kernel_has(self, kernels: Releases) -> Ternary:
         """Whether the destination's kernel is among those that have something."""
-        return self._again(("kernel", kernels), lambda: self._kernel_has(kernels))
-
-    def _kernel_has(self, kernels: Releases) -> Ternary:
-        version = self.facts.kernel
-        if version is not None and version.micro is None:
-            return self._known(kernels.have_it(version), f"the stable level of kernel {version}")
-        what = "the kernel's version" if version is None else f"what kernel {version} carries"
-        return self._known(kernels.have_it(version), what)
+        return self._again(
+            ("kernel", kernels), lambda: self._known(kernels.have_it(self.facts.kernel), about(self.facts.kernel))
+        )
 
     def qemu_has(self, releases: Releases) -> Ternary:
         """Whether the destination's QEMU is among those that have something."""
@@ -308,6 +319,13 @@ class Attempt:
         if answer is None:
             self.missing.add(fact)
         return answer
+
+
+def about(kernel: Version | None) -> str:
+    """What of a kernel is not known where it is not known whether it has something, in words."""
+    if kernel is None:
+        return "the kernel's version"
+    return f"the stable level of kernel {kernel}" if kernel.micro is None else f"what kernel {kernel} carries"
 
 
 class IllegalBits(NamedTuple):

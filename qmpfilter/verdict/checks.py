@@ -17,7 +17,7 @@ from qmpfilter.svm.findings import broken
 from qmpfilter.svm.legacy import FORMAT_SVM, FORMAT_VMX, SIZE_L1, SIZE_L2, SVM_FLAGS, StateFlags
 from qmpfilter.svm.vmcb import EXCEPTIONS, PAGE_SIZE, IntCtl, MiscCtl
 from qmpfilter.verdict.attempt import Attempt
-from qmpfilter.verdict.rule import Rule, Stage, from_findings, that_may_speak
+from qmpfilter.verdict.rule import Met, Rule, Stage, from_findings, that_may_speak
 from qmpfilter.verdict.ternary import Ternary, all_of, any_of, negated
 from qmpfilter.verdict.version import Releases, Version
 from qmpfilter.wire import cpu
@@ -309,7 +309,7 @@ _IN_L2: Final = (
 # fmt: on
 
 
-def applicable(attempt: Attempt) -> tuple[Rule, ...]:
+def applicable(attempt: Attempt) -> tuple[Met, ...]:
     """The checks that a migration meets, in order: QEMU's, then the kernel's; of those that are findings, the broken
     ones, and none that the destination's kernel is known not to make."""
     nests = attempt.has_buffer is not False
@@ -317,9 +317,9 @@ def applicable(attempt: Attempt) -> tuple[Rule, ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def _applicable(has_buffer: bool, in_l2: bool, found: tuple[str, ...], kernel: Version | None) -> tuple[Rule, ...]:
+def _applicable(has_buffer: bool, in_l2: bool, found: tuple[str, ...], kernel: Version | None) -> tuple[Met, ...]:
     met = _AT_LOAD + _AT_SREGS + (_AT_NESTED_STATE + (_IN_L2 if in_l2 else ()) if has_buffer else ())
-    return that_may_speak(met, found, kernel)
+    return tuple(that_may_speak(met, found, kernel))
 
 
 def met_by_kernel(attempt: Attempt) -> tuple[Rule, ...]:

@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
-from qmpfilter.errors import RecordError
-from qmpfilter.svm import annex
 from qmpfilter.svm.legacy import LegacyState
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.svm.view import View
 from qmpfilter.verdict.attempt import Attempt
 from qmpfilter.verdict.checks import applicable
 from qmpfilter.verdict.facts import HostFacts
-from qmpfilter.verdict.losses import DAMAGED_RECORD, losses
-from qmpfilter.verdict.rule import Rule, Stage
+from qmpfilter.verdict.losses import losses
+from qmpfilter.verdict.rule import Met, Rule, Stage
 from qmpfilter.verdict.ternary import Ternary
 from qmpfilter.verdict.version import Releases, Version
 
@@ -55,24 +53,39 @@ class Answer(Enum):
 
 
 class Reason(NamedTuple):
-    """One rule that speaks, or might.
+    """One rule that speaks, or might. It is put into words when somebody wants to read it, not while the guest stands
+    still.
 
-    :param code: the rule's
+    :param rule: the rule
     :param answer: what it says
-    :param stage: where it is met
-    :param field: what it is about
-    :param text: one sentence with the values
-    :param missing: facts that would decide it, in words
-    :param source: file and function that does so
+    :param lacked: facts that would decide it, in words
+    :param attempt: of which it speaks
     """
 
-    code: str
+    rule: Rule
     answer: Answer
-    stage: Stage
-    field: str
-    text: str
-    missing: tuple[str, ...]
-    source: str
+    lacked: frozenset[str]
+    attempt: Attempt
+
+    @property
+    def code(self) -> str:
+        """The rule's."""
+        return self.rule.code
+
+    @property
+    def stage(self) -> Stage:
+        """Where it is met."""
+        return self.rule.stage
+
+    @property
+    def text(self) -> str:
+        """One sentence with the values."""
+        return self.rule.sentence(self.attempt)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Facts that would decide it, in words, sorted."""
+        return tuple(sorted(self.lacked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +130,7 @@ _OUTCOMES: Final = {
 }
 
 _FROM_BEST: Final = tuple(Outcome)
+_NOTHING: Final[frozenset[str]] = frozenset()
 
 READ: Final = {(5, 10): 262, (6, 1): 192, (6, 12): 118, (7, 2): 12, (7, 3): 4}
 """Branches whose sources were read, with the newest level of each."""
@@ -143,10 +157,7 @@ def judge(
     """
     attempt = Attempt(nested, block, subsections, facts, view)
     refusals = list(_told(applicable(attempt), attempt, Answer.REFUSES, Answer.MIGHT_REFUSE))
-    lost = list(_told(losses(attempt), attempt, Answer.LOSES, Answer.MIGHT_LOSE))
-    if (damage := _damaged_record(nested)) is not None:
-        lost.append(damage)
-    reasons = (*refusals, *lost)
+    reasons = (*refusals, *_told(losses(attempt), attempt, Answer.LOSES, Answer.MIGHT_LOSE))
     outcome = _worst(_OUTCOMES[reason.answer] for reason in reasons) or Outcome.ACCEPTED
     return Verdict(outcome, reasons, _silent(refusals, facts), tuple(_notes(attempt)))
 
@@ -170,35 +181,19 @@ def _worst(outcomes: Iterable[Outcome]) -> Outcome | None:
     return max(outcomes, key=_FROM_BEST.index, default=None)
 
 
-def _told(rules: Iterable[Rule], attempt: Attempt, surely: Answer, perhaps: Answer) -> Iterator[Reason]:
+def _told(met: Iterable[Met], attempt: Attempt, surely: Answer, perhaps: Answer) -> Iterator[Reason]:
     missing = attempt.missing
-    for rule in rules:
+    for rule, kernel_has_it, lacked in met:
         if missing:
             missing.clear()
         # Most are not broken, and the guest stands still: no call more than needed.
         broken: Ternary = rule.broken(attempt)
-        if broken is not False and (broken := rule.there(attempt, broken)) is not False:
-            yield Reason(
-                rule.code,
-                surely if broken else perhaps,
-                rule.stage,
-                rule.field,
-                rule.sentence(attempt),
-                () if broken else tuple(sorted(attempt.missing)),
-                rule.source,
-            )
-
-
-def _damaged_record(nested: LegacyState | None) -> Reason | None:
-    """Kernels pass the annex over; whoever converts this state back will not."""
-    if nested is None or nested.page is None:
-        return None
-    try:
-        annex.decode(nested.page, nested.vmcb_pa, run_pending=nested.run_pending, gif=nested.gif)
-    except RecordError as error:
-        text = f"The svm2 record in the page's annex is damaged ({error}); kernels pass it over."
-        return Reason(DAMAGED_RECORD, Answer.LOSES, Stage.RUN, "svm2", text, (), "qmpfilter/svm/annex.py:decode")
-    return None
+        if broken is False:
+            continue
+        if broken and kernel_has_it:
+            yield Reason(rule, surely, _NOTHING, attempt)
+        else:
+            yield Reason(rule, perhaps, lacked | missing, attempt)
 
 
 def _silent(refusals: Iterable[Reason], facts: HostFacts) -> bool | None:

@@ -15,11 +15,11 @@ from qmpfilter.svm.findings import broken
 from qmpfilter.svm.legacy import FORMAT_SVM
 from qmpfilter.svm.vmcb import IntCtl, IntState, MiscCtl
 from qmpfilter.verdict.attempt import Attempt
-from qmpfilter.verdict.rule import EVERY, Rule, Stage, from_findings, that_may_speak
+from qmpfilter.verdict.rule import EVERY, Met, Rule, Stage, from_findings, that_may_speak
 from qmpfilter.verdict.ternary import Ternary, all_of, negated
 from qmpfilter.verdict.version import Releases, Version
 
-__all__ = ["DAMAGED_RECORD", "KEEPS_L1_LBR", "LOSSES", "LOSS_CODES", "losses"]
+__all__ = ["KEEPS_L1_LBR", "LOSSES", "LOSS_CODES", "losses"]
 
 _RUN: Final = Stage.RUN
 _NESTED_C: Final = "arch/x86/kvm/svm/nested.c:"
@@ -86,6 +86,11 @@ _EVERY_VCPU: Final = (
          "L1's GIF is taken from hflags2 {v.cpu.hflags2:#x}, and the nested state's flags "
          "{a.sent.state.flags:#x} say otherwise.",
          "target/i386/kvm/kvm.c:kvm_put_nested_state"),
+    # Kernels pass the annex over; whoever converts this state back will not.
+    Rule("svm2-record", _RUN, "svm2",
+         lambda a: bool(a.damaged_record),
+         "The svm2 record in the page's annex is damaged ({a.damaged_record}); kernels pass it over.",
+         "qmpfilter/svm/annex.py:decode"),
 )
 
 _IN_L2: Final = (
@@ -166,18 +171,15 @@ _IN_L2: Final = (
 LOSSES: Final = _EVERY_VCPU + _IN_L2
 """All of them, for listing."""
 
-DAMAGED_RECORD: Final = "svm2-record"
-"""Code of the loss that no rule tells of: the annex has a record that cannot be read."""
-
-LOSS_CODES: Final = frozenset((DAMAGED_RECORD, *(rule.code for rule in LOSSES)))
+LOSS_CODES: Final = frozenset(rule.code for rule in LOSSES)
 """What a policy can accept."""
 
 
-def losses(attempt: Attempt) -> tuple[Rule, ...]:
+def losses(attempt: Attempt) -> tuple[Met, ...]:
     """The rules that have anything to say about an attempt."""
     return _losses(attempt.in_l2, broken(attempt.view), attempt.facts.kernel)
 
 
 @functools.lru_cache(maxsize=64)
-def _losses(in_l2: bool, found: tuple[str, ...], kernel: Version | None) -> tuple[Rule, ...]:
-    return that_may_speak(LOSSES if in_l2 else _EVERY_VCPU, found, kernel)
+def _losses(in_l2: bool, found: tuple[str, ...], kernel: Version | None) -> tuple[Met, ...]:
+    return tuple(that_may_speak(LOSSES if in_l2 else _EVERY_VCPU, found, kernel))

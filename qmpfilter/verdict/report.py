@@ -92,10 +92,10 @@ def _vcpu_as_json(one: Verdict) -> dict[str, Any]:
                 "code": reason.code,
                 "answer": reason.answer.value,
                 "stage": reason.stage.value,
-                "field": reason.field,
+                "field": reason.rule.field,
                 "text": reason.text,
                 "missing": list(reason.missing),
-                "source": reason.source,
+                "source": reason.rule.source,
             }
             for reason in one.reasons
         ],

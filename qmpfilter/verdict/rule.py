@@ -3,18 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from qmpfilter.errors import BugError
 from qmpfilter.svm.findings import RULES, broken
-from qmpfilter.verdict.attempt import Attempt
+from qmpfilter.verdict.attempt import Attempt, about
 from qmpfilter.verdict.ternary import Ternary, all_of
 from qmpfilter.verdict.version import Releases, Version
 
-__all__ = ["EVERY", "Rule", "Stage", "from_findings", "that_may_speak"]
+__all__ = ["EVERY", "Met", "Rule", "Stage", "from_findings", "that_may_speak"]
 
 EVERY: Final = Releases("5.8+")
 """All kernels of the supported range."""
@@ -61,29 +61,38 @@ class Rule:
     def judge(self, attempt: Attempt) -> Ternary:
         """Whether it is broken on the attempt's destination. What was not known is then in `attempt.missing`."""
         broken = self.broken(attempt)
-        return False if broken is False else self.there(attempt, broken)
-
-    def there(self, attempt: Attempt, broken: Ternary) -> Ternary:
-        """The same of a condition that was looked at and is not False."""
-        return broken if self.kernels is EVERY else all_of(broken, attempt.kernel_has(self.kernels))
+        if broken is False or self.kernels is EVERY:
+            return broken
+        return all_of(broken, attempt.kernel_has(self.kernels))
 
     def sentence(self, attempt: Attempt) -> str:
         """The text with the attempt's values."""
         return self.text.format(a=attempt, v=attempt.view)
 
 
-def that_may_speak(rules: Iterable[Rule], found: Collection[str], kernel: Version | None) -> tuple[Rule, ...]:
+class Met(NamedTuple):
+    """A rule that may be broken, before one destination: what there depends on no vCPU.
+
+    :param surely: the destination's kernel has it for certain
+    :param lacked: the facts that would tell, in words
+    """
+
+    rule: Rule
+    surely: bool
+    lacked: frozenset[str]
+
+
+def that_may_speak(rules: Iterable[Rule], found: Collection[str], kernel: Version | None) -> Iterator[Met]:
     """The rules that may be broken.
 
     :param found: codes of the findings that are
     :param kernel: the destination's, where it is known
     """
-    return tuple(
-        rule
-        for rule in rules
-        if (not rule.finding or rule.code in found)
-        and (rule.kernels is EVERY or rule.kernels.have_it(kernel) is not False)
-    )
+    lacked = frozenset((about(kernel),))
+    for rule in rules:
+        has_it = True if rule.kernels is EVERY else rule.kernels.have_it(kernel)
+        if has_it is not False and (not rule.finding or rule.code in found):
+            yield Met(rule, bool(has_it), frozenset() if has_it else lacked)
 
 
 def from_findings(code: str, stage: Stage, source: str, kernels: Releases = EVERY) -> Rule:

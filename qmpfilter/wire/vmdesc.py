@@ -43,6 +43,9 @@ _MIN_CONTAINER: Final = 16
 _MIN_VALUE: Final = 8
 _FREE_MARKS: Final = 4096
 _MARKS: Final = {"{[": _MIN_CONTAINER, ",": _MIN_VALUE}
+# Characters of text that are decoded at first, a value of more in as many steps as it takes.
+_WINDOW: Final = 1 << 15
+_WIDER: Final = 8
 _TOKEN: Final = re.compile(
     rb"""[ \t\r\n]*(?:
         (?P<string>"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")
@@ -115,12 +118,13 @@ class _Parser:
             self._chars = text.decode("ascii")
         except UnicodeDecodeError as error:
             raise LayoutError(offset + error.start, "ASCII text of vmdesc", text[error.start : error.end]) from None
+        self._marks = dict.fromkeys(_MARKS, 0)
+        self._counted = 0
         self._decode = json.JSONDecoder().raw_decode
         self._last_end = 0
         self._alike: dict[str, list[_Alike]] = {}
 
     def parse(self) -> VmDescription:
-        self._check_density()
         page_size = None
         devices: tuple[Device, ...] | None = None
         at = self._skip(0, b"{")
@@ -202,17 +206,37 @@ class _Parser:
 
     def _value(self, at: int) -> tuple[Any, int]:
         """Decode one value; returns it and the offset after it and the white space behind it."""
-        try:
-            value, self._last_end = self._decode(self._chars, at)
-        except (ValueError, RecursionError):
-            raise self._error(at, "JSON of vmdesc") from None
+        size = _WINDOW
+        while True:
+            self._count(at, at + size)
+            window = self._chars[at : at + size]
+            whole = at + size >= len(self._chars)
+            try:
+                value, end = self._decode(window)
+            except (ValueError, RecursionError):
+                if whole:
+                    raise self._error(at, "JSON of vmdesc") from None
+            else:
+                # Of what ends with the window there may be more.
+                if whole or end < len(window):
+                    break
+            size *= _WIDER
+        self._last_end = at + end
         return value, self._space(self._last_end)
 
-    def _check_density(self) -> None:
-        """:raises LayoutError: decoded, the text would take up much more memory than any real one of its length"""
+    def _count(self, start: int, end: int) -> None:
+        """Count the marks of what is about to be decoded, each once.
+
+        :raises LayoutError: decoded, the text would take up much more memory than any real one of its length
+        """
+        start = max(start, self._counted)
+        if start >= end:
+            return
+        self._counted = end
         for marks, share in _MARKS.items():
             most = _FREE_MARKS + len(self._chars) // share
-            if sum(self._chars.count(mark) for mark in marks) > most:
+            self._marks[marks] += sum(self._chars.count(mark, start, end) for mark in marks)
+            if self._marks[marks] > most:
                 raise LayoutError(self._offset, f"at most {most} of {' '.join(marks)} in vmdesc", "more")
 
     def _skip(self, at: int, char: bytes) -> int:

@@ -208,7 +208,7 @@ def _after(result: Comparison, attempt: Attempt, after: bytes) -> Iterator[str]:
     """What the kernel made of an accepted state, against what the losses say."""
     flags, _, size, pa = HEADER.unpack_from(after)
     state = attempt.state
-    spoken = [rule for rule in losses(attempt) if _speaks(result, rule, attempt)]
+    spoken = [met.rule for met in losses(attempt) if _speaks(result, met.rule, attempt)]
     lost = {rule.field for rule in spoken if rule.code in SEEN_LOSSES}
     if flags != state.flags:
         yield f"flags {state.flags:#x} came back as {flags:#x}"
