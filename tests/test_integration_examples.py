@@ -121,7 +121,7 @@ def test_ovirt_begins_a_session_and_ends_it(hook: tuple[DaemonProcess, dict[str,
     done = vdsm(tmp_path, "after", environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     report = daemon.report(session["session"])
-    assert (report["outcome"], report["mode"]) == ("failed", "observe")
+    assert (report["outcome"], report["mode"]) == ("stopped", "observe")
     # And once more, when there is none.
     assert vdsm(tmp_path, "after", environment).returncode == 0
 

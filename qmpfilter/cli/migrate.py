@@ -88,9 +88,9 @@ def migrate(
     The modes are those of 'qmpfilter relay'. A signal cancels the migration before the destination may start the
     guest, and changes nothing after that. --dry-run says what is known before there is a stream; the guest runs on.
 
-    Exit status: 0 the destination runs the guest; 4 vetoed and 6 refused, failed or cancelled: the guest stays at
-    the source; 5 in doubt, or it runs at both ends or at none; 2 a bug of qmpfilter; 3 wrong usage, settings that
-    forbid it, or a problem of this host: nothing was begun.
+    Exit status: 0 the destination runs the guest; 4 vetoed and 6 refused, failed, stopped or cancelled: the guest
+    stays at the source; 5 in doubt, or it runs at both ends or at none; 2 a bug of qmpfilter; 3 wrong usage, settings
+    that forbid it, or a problem of this host: nothing was begun.
     """
     read_memory = read_vmcb12 == "auto"
     if qmp is not None:

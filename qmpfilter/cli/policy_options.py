@@ -45,6 +45,7 @@ STATUS: Final[Mapping[Outcome, int]] = {
     Outcome.IN_DOUBT: EXIT_IN_DOUBT,
     Outcome.REFUSED: EXIT_STAYED,
     Outcome.FAILED: EXIT_STAYED,
+    Outcome.STOPPED: EXIT_STAYED,
     Outcome.CANCELLED: EXIT_STAYED,
 }
 _Command = TypeVar("_Command", bound=Callable[..., Any])

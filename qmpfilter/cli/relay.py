@@ -55,9 +55,9 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
     While the file "off" in the configuration's runtime_directory, /run/qmpfilter, exists, everything passes as it is.
     Where the relay waits is told on standard error: with port 0 in LISTEN any free one is taken.
 
-    Exit status: 0 the destination runs the guest; 4 vetoed and 6 refused, failed or cancelled: the guest stays at
-    the source; 5 in doubt: the connection was cut, or another filter ended without the destination's answer, when
-    the destination could have started it; 2 a bug of qmpfilter; 3 wrong usage or a problem of this host.
+    Exit status: 0 the destination runs the guest; 4 vetoed and 6 refused, failed, stopped or cancelled: the guest
+    stays at the source; 5 in doubt: the connection was cut, or another filter ended without the destination's answer,
+    when the destination could have started it; 2 a bug of qmpfilter; 3 wrong usage or a problem of this host.
     """
     source, destination = parse_listening(listen), parse_destination(connect)
     pairing = replace(pairing, domain=domain)

@@ -15,7 +15,7 @@ from typing import Any, Final
 from qmpfilter.cluster.form import Fields, dumped
 from qmpfilter.errors import HostError
 from qmpfilter.filter.policy import Mode
-from qmpfilter.relay.session import STOPPED, Outcome, Phase
+from qmpfilter.relay.session import Outcome, Phase
 
 __all__ = [
     "ByMode",
@@ -72,7 +72,7 @@ ByMode = Mapping[Mode, Counts]
 Totals = Mapping[str, ByMode]
 """By ring."""
 
-# What was ended by hand, at the source or here, says nothing of a stage.
+# What was ended by hand, at the source (CANCELLED) or here (STOPPED), says nothing of a stage.
 _COUNTED: Final = {
     Outcome.COMPLETED: Counts(migrations=1),
     Outcome.SENT: Counts(migrations=1),
@@ -95,8 +95,7 @@ def counted(report: Mapping[str, Any]) -> tuple[Mode, Counts] | None:
         mode = Mode.OFF if report.get("switched_off") else Mode(report["mode"])
     except (KeyError, ValueError):
         return None
-    by_hand = STOPPED in str(report.get("reason", ""))
-    if outcome not in _COUNTED or (outcome is Outcome.FAILED and (by_hand or not _began(report))):
+    if outcome not in _COUNTED or (outcome is Outcome.FAILED and not _began(report)):
         return None
     return mode, _COUNTED[outcome]
 

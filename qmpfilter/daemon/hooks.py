@@ -196,7 +196,7 @@ class Hooks:
             request.check_waited_for()
         except BaseException:
             with contextlib.suppress(HostError):
-                self._roster.stop(wanted.session)
+                self._roster.stop(wanted.session, "libvirt's hook did not wait for it")
             raise
         return session
 
@@ -216,7 +216,7 @@ class Hooks:
         self._announced.take(domain.uuid)
         for session in self._roster.running():
             if session.origin.uuid == domain.uuid and session.stage in (Stage.STARTING, Stage.WAITING):
-                self._roster.stop(session.origin.session)
+                self._roster.stop(session.origin.session, "the QEMU that it waited before has ended")
         self._redirects.forget(domain.uuid)
         return {}
 

@@ -29,6 +29,7 @@ from qmpfilter.relay.address import QMP, Listening, PairAddress, TcpAddress, lis
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.order import Order
 from qmpfilter.relay.pair import Pairing
+from qmpfilter.relay.session import STOPPED
 
 __all__ = ["Bound", "Roster", "Wanted"]
 
@@ -151,19 +152,20 @@ class Roster:
             async with asyncio.timeout(_READY_SECONDS):
                 await ready
         except TimeoutError:
-            self.stop(session.origin.session)
+            self.stop(session.origin.session, "its worker was not ready in time")
             raise HostError(f"the worker of {session.origin.session} was not ready in time") from None
         return session
 
-    def stop(self, name: str) -> None:
+    def stop(self, name: str, reason: str = STOPPED) -> None:
         """Ask a session to end: before the commit point the guest stays at the source, after it nothing changes.
 
+        :param reason: one sentence, for its report
         :raises HostError: it does not run
         """
         if name not in self._workers:
             ended = self.report(name) is not None
             raise HostError(f"session {name} has ended" if ended else f"there is no session {name}")
-        self._workers[name].stop()
+        self._workers[name].stop(reason)
 
     def is_free(self, name: str) -> bool:
         """A session may be named so: it is a name, and no session has it or had it."""

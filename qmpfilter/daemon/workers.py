@@ -132,10 +132,10 @@ class Worker:
             return "ended without a report"
         return f"was killed by {_signal(-status)}" if status < 0 else f"ended with status {status} without a report"
 
-    def stop(self) -> None:
+    def stop(self, reason: str) -> None:
         """Ask it to end its migration as far as that is still possible."""
         if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(b'{"op": "stop"}\n')
+            self._writer.write(json.dumps({"op": "stop", "reason": reason}).encode() + b"\n")
         else:
             # What was sent to a process that has ended reaches no other of the same number.
             with contextlib.suppress(OSError):

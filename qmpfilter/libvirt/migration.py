@@ -30,11 +30,10 @@ from qmpfilter.qmp.whereabouts import Whereabouts
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.pair import Pair, Pairing
 from qmpfilter.relay.report import as_json
-from qmpfilter.relay.session import Outcome, Phase
+from qmpfilter.relay.session import STOPPED, Outcome, Phase
 
 __all__ = ["Ends", "Late", "Migration", "Pace"]
 
-_STOPPED: Final = "the operator stopped it"
 _PAST: Final = "libvirt says that it has migrated the guest, and nothing came through the relay"
 _TICK: Final = 0.1
 _ASK_SECONDS: Final = 0.5
@@ -143,7 +142,7 @@ class Migration:
 
     def interrupt(self) -> None:
         """End it, unless its commit point has passed; in the loop that runs it."""
-        self.relay.stop(HostError(_STOPPED))
+        self.relay.stop(HostError(STOPPED), Outcome.STOPPED)
 
     async def run(self) -> Outcome:
         """Carry it out. What libvirt says against it is in :attr:`error`."""

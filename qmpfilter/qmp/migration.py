@@ -76,6 +76,7 @@ class Migration:
         self._cancelled = False
         self._main: asyncio.Task[Any] | None = None
         self._unwanted = False
+        self._why = STOPPED
 
     @property
     def ends(self) -> tuple[Endpoint, ...]:
@@ -109,8 +110,10 @@ class Migration:
             await self._settle(outcome)
             return outcome
         except (QmpfilterError, asyncio.CancelledError) as error:
-            cause = error if isinstance(error, QmpfilterError) else HostError(STOPPED)
-            self.relay.stop(cause, veto=isinstance(error, PolicyError))
+            if isinstance(error, QmpfilterError):
+                self.relay.stop(error, Outcome.VETOED if isinstance(error, PolicyError) else Outcome.FAILED)
+            else:
+                self.relay.stop(HostError(self._why), Outcome.STOPPED)
             if not self._begun:
                 # Stopped, it only closes what it has.
                 self.relay.run([])
@@ -119,10 +122,11 @@ class Migration:
             for end in self.ends:
                 await end.close()
 
-    def interrupt(self) -> None:
+    def interrupt(self, reason: str = STOPPED) -> None:
         """End it, unless its commit point has passed; in the loop that runs it."""
+        self._why = reason
         if self._begun:
-            self.relay.stop(HostError(STOPPED))
+            self.relay.stop(HostError(reason), Outcome.STOPPED)
         elif self._main is not None:
             self._main.cancel()
         else:

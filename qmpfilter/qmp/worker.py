@@ -21,13 +21,14 @@ from qmpfilter.qmp.migration import Migration
 from qmpfilter.qmp.source import Source
 from qmpfilter.relay.order import Order
 from qmpfilter.relay.relay import Relay
-from qmpfilter.relay.worker import Line, Worker, serve
+from qmpfilter.relay.session import STOPPED
+from qmpfilter.relay.worker import DaemonLine, Worker, serve
 
 
 class _Following(Worker):
     """Somebody else has the source migrate."""
 
-    def __init__(self, order: Order, line: Line) -> None:
+    def __init__(self, order: Order, line: DaemonLine) -> None:
         self._companion = Companion(order.qmp)
         super().__init__(order, line, self._companion.read_pages if order.read_vmcb12 else None)
 
@@ -77,16 +78,16 @@ class _TakingOver(Worker):
     def interrupt(self) -> None:
         self.stop()
 
-    def stop(self) -> None:
+    def stop(self, reason: str = STOPPED) -> None:
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._migration.interrupt)
+            self._loop.call_soon_threadsafe(self._migration.interrupt, reason)
 
 
 def _who(source: Source) -> dict[str, Any]:
     return {"name": source.name, "uuid": source.uuid}
 
 
-def _choose(order: Order, line: Line, has_sockets: bool) -> Worker:
+def _choose(order: Order, line: DaemonLine, has_sockets: bool) -> Worker:
     if not has_sockets:
         if not order.qmp:
             raise BugError("an order with neither sockets nor a QMP socket")

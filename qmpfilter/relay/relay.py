@@ -129,7 +129,7 @@ class Relay:
                 self._open_extra(extra, kind)
             self._accept_extras(listeners, threads)
         except (QmpfilterError, OSError) as error:
-            self._stop(error, veto=isinstance(error, PolicyError))
+            self._stop(error, Outcome.VETOED if isinstance(error, PolicyError) else Outcome.FAILED)
         except BaseException as error:
             self._stop(BugError(f"{type(error).__name__} in the relay: {error}"))
             raise
@@ -140,9 +140,9 @@ class Relay:
         assert self.session.outcome is not None
         return self.session.outcome
 
-    def stop(self, cause: QmpfilterError, *, veto: bool = False) -> None:
+    def stop(self, cause: QmpfilterError, outcome: Outcome = Outcome.FAILED) -> None:
         """End the migration as far as that is still possible; from any thread."""
-        self._stop(cause, veto=veto)
+        self._stop(cause, outcome)
 
     def interrupt(self) -> None:
         """The same from a signal handler, which may not wait for a lock."""
@@ -286,8 +286,9 @@ class Relay:
             self._perform(functools.partial(self.session.unanswered, error))
         except QmpfilterError as error:
             veto = isinstance(error, (PolicyError, RefusedError, WithdrawnError))
+            outcome = Outcome.VETOED if veto else Outcome.FAILED
             # Only here is it certain how far the destination has read.
-            self._stop(error, veto=veto, between_sections=self._looker.between_sections)
+            self._stop(error, outcome, between_sections=self._looker.between_sections)
         except OSError:
             # The source is gone: for the migration the same as if it had ended it.
             self._perform(self.session.source_ended)
@@ -425,14 +426,16 @@ class Relay:
     def _heed_interrupt(self) -> None:
         if self._interrupted:
             self._interrupted = False
-            self._stop(HostError("the relay was interrupted"))
+            self._stop(HostError("the relay was interrupted"), Outcome.STOPPED)
             if self.session.phase is Phase.COMMITTED:
                 _log.warning("the destination may run the guest already: still waiting for its word")
 
     # --- endings -------------------------------------------------------------------------------
 
-    def _stop(self, cause: QmpfilterError | OSError, *, veto: bool = False, between_sections: bool = False) -> None:
-        self._perform(lambda: self.session.stopped(cause, veto=veto, between_sections=between_sections))
+    def _stop(
+        self, cause: QmpfilterError | OSError, outcome: Outcome = Outcome.FAILED, *, between_sections: bool = False
+    ) -> None:
+        self._perform(lambda: self.session.stopped(cause, outcome, between_sections=between_sections))
 
     def _perform(self, decide: Callable[[], tuple[Action, ...]]) -> None:
         with self._lock:

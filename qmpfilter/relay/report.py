@@ -27,7 +27,7 @@ _NONE: Final[Mapping[str, Link]] = MappingProxyType({})
 # Some kilobytes each.
 _MOST_STATES: Final = 64
 
-_KEEPS: Final = (Outcome.REFUSED, Outcome.VETOED, Outcome.FAILED)
+_KEEPS: Final = (Outcome.REFUSED, Outcome.VETOED, Outcome.FAILED, Outcome.STOPPED)
 """How a migration ends that leaves the guest at the source."""
 
 

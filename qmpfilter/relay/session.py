@@ -70,6 +70,8 @@ class Outcome(enum.Enum):
     """Stopped before the commit point because of what it would have done to the guest."""
     FAILED = "failed"
     """Stopped before the commit point because of the stream, the network or the relay."""
+    STOPPED = "stopped"
+    """Ended before the commit point because somebody asked for it here."""
     CANCELLED = "cancelled"
     """The source ended it."""
     IN_DOUBT = "in doubt"
@@ -83,6 +85,7 @@ SENTENCES: Final[Mapping[Outcome, str]] = {
     Outcome.REFUSED: "the destination did not take the guest, which goes on at the source",
     Outcome.VETOED: "stopped before the destination could start the guest, which goes on at the source",
     Outcome.FAILED: "failed before the destination could start the guest, which goes on at the source",
+    Outcome.STOPPED: "ended by hand before the destination could start the guest, which goes on at the source",
     Outcome.CANCELLED: "the source ended the migration and keeps the guest",
     Outcome.IN_DOUBT: "cut after the destination could have started the guest: ask both QEMUs who runs it",
 }
@@ -199,11 +202,12 @@ class Session:
         return self._end(Outcome.REFUSED, f"the destination ended the migration{cause}", *shut, Action.CLOSE_SOURCE)
 
     def stopped(
-        self, cause: QmpfilterError | OSError, *, veto: bool = False, between_sections: bool = False
+        self, cause: QmpfilterError | OSError, outcome: Outcome = Outcome.FAILED, *, between_sections: bool = False
     ) -> tuple[Action, ...]:
-        """The relay itself has a reason to stop: a veto, a damaged stream, a deadline, an interruption. After the
+        """The relay itself has a reason to stop: a veto, a damaged stream, a deadline, the operator's wish. After the
         commit point there is none that weighs enough.
 
+        :param outcome: VETOED, FAILED or STOPPED
         :param between_sections: the destination waits for a section, and can be told in one
         """
         if self.phase is Phase.ENDED:
@@ -211,7 +215,6 @@ class Session:
         if self.phase is Phase.COMMITTED:
             self.late.append(str(cause))
             return ()
-        outcome = Outcome.VETOED if veto else Outcome.FAILED
         shut = (Action.SHUT_SOURCE,) if self.return_path and self._shut is None else ()
         part = Action.TELL_DESTINATION if between_sections else Action.BREAK_DESTINATION
         return self._end(outcome, str(cause), part, *shut, Action.CLOSE_SOURCE)

@@ -2,8 +2,8 @@
 """One migration in a process of its own, started by :mod:`qmpfilter.qmp.worker` with a number FD.
 
 FD is a stream socket to the daemon. The daemon sends one line, an :class:`~qmpfilter.relay.order.Order`, with the
-sockets of the migration (SCM_RIGHTS), and later perhaps ``{"op": "stop"}``. The worker sends lines back, JSON
-objects with an ``event``:
+sockets of the migration (SCM_RIGHTS), and later perhaps ``{"op": "stop", "reason": ...}``. The worker sends lines
+back, JSON objects with an ``event``:
 
 - ``phase``: ``phase`` (:class:`~qmpfilter.relay.session.Phase`), once each; also appended to the journal
 - ``moved``: ``forward``, ``backward``, ``channels``, now and then while bytes pass
@@ -48,7 +48,7 @@ from qmpfilter.relay.session import STOPPED, Outcome, Phase
 from qmpfilter.relay.sparing import Sparing
 from qmpfilter.saveimage.outfile import OutputFile
 
-__all__ = ["MOST_SOCKETS", "Line", "Worker", "serve"]
+__all__ = ["MOST_SOCKETS", "DaemonLine", "Worker", "serve"]
 
 MOST_SOCKETS: Final = 64
 
@@ -64,7 +64,7 @@ _TICK: Final = 0.25
 _MOST_SAID: Final = 1 << 18
 
 
-class Line:
+class DaemonLine:
     """The line to the daemon: sends without waiting, from any thread, and keeps only so much."""
 
     def __init__(self, end: socket.socket) -> None:
@@ -158,7 +158,7 @@ class _Journal:
     """How far the migration is, for the daemon and for one that starts later: each phase once, and none after a
     later one, whichever thread comes first."""
 
-    def __init__(self, order: Order, line: Line) -> None:
+    def __init__(self, order: Order, line: DaemonLine) -> None:
         self._line = line
         self._lock = threading.Lock()
         self._untold = list(Phase)
@@ -226,7 +226,7 @@ class Worker:
     :raises HostError: the destination's address is none
     """
 
-    def __init__(self, order: Order, line: Line, memory: Memory | None = None) -> None:
+    def __init__(self, order: Order, line: DaemonLine, memory: Memory | None = None) -> None:
         self.order = order
         self._line = line
         self._journal = _Journal(order, line)
@@ -268,9 +268,9 @@ class Worker:
         """A signal asks for the end."""
         self.relay.interrupt()
 
-    def stop(self) -> None:
-        """The operator asks for the end."""
-        self.relay.stop(HostError(STOPPED))
+    def stop(self, reason: str = STOPPED) -> None:
+        """The daemon asks for the end."""
+        self.relay.stop(HostError(reason), Outcome.STOPPED)
 
     def make_gate(self, policy: Policy, is_off: Callable[[], bool], memory: Memory | None) -> Gate:
         """A gate whose commit point is in the journal before it passes."""
@@ -341,8 +341,8 @@ class Worker:
         """Pass on what happens, and what the daemon wants."""
         while not self._over.is_set():
             for said in self._line.listen(_TICK):
-                if said == {"op": "stop"}:
-                    self.stop()
+                if isinstance(said, dict) and said.get("op") == "stop":
+                    self.stop(str(said.get("reason", STOPPED)))
             self._tell_progress()
 
     def _tell_progress(self) -> None:
@@ -398,7 +398,7 @@ class Worker:
             return []
 
 
-def serve(number: int, choose: Callable[[Order, Line, bool], Worker]) -> int:
+def serve(number: int, choose: Callable[[Order, DaemonLine, bool], Worker]) -> int:
     """Take one order from the socket with that number, and carry it out.
 
     :param choose: makes the worker for an order, and is told whether sockets came with it
@@ -406,7 +406,7 @@ def serve(number: int, choose: Callable[[Order, Line, bool], Worker]) -> int:
     logging.basicConfig(format="%(asctime)s %(name)s: %(levelname)s: %(message)s", level=logging.INFO)
     for handler in logging.getLogger().handlers:
         handler.addFilter(Sparing(_MOST_SAID))
-    line = Line(socket.socket(fileno=number))
+    line = DaemonLine(socket.socket(fileno=number))
     try:
         order, sockets = line.receive_order()
         worker = choose(order, line, bool(sockets))

@@ -69,16 +69,16 @@ def test_all_of_them(
 
     shown = Said(capsys, "show", name, *at).out
     assert shown.startswith(f"session: {name}\n")
-    assert "outcome: failed\nreason: the operator stopped it\n" in shown
-    assert json.loads(Said(capsys, "show", name, *at, "--json").out)["outcome"] == "failed"
+    assert "outcome: stopped\nreason: the operator stopped it\n" in shown
+    assert json.loads(Said(capsys, "show", name, *at, "--json").out)["outcome"] == "stopped"
     # What a guest that arrives has besides.
     path = daemon.state / f"sessions/{name}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"records": ["/r/vcpu0.svm2", "/r/vcpu1.svm2"]}))
     assert "\nrecords: /r/vcpu0.svm2, /r/vcpu1.svm2\n" in Said(capsys, "show", name, *at).out
     (ended,) = json.loads(Said(capsys, "sessions", *at, "--json").out)["ended"]
-    assert (ended["session"], ended["outcome"]) == (name, "failed")
+    assert (ended["session"], ended["outcome"]) == (name, "stopped")
     *_, row, reason = Said(capsys, "sessions", *at).out.splitlines()
-    assert row.split() == [name, "failed", f"unix:{tmp_path / 'here'}", f"unix:{tmp_path / 'there'}"]
+    assert row.split() == [name, "stopped", f"unix:{tmp_path / 'here'}", f"unix:{tmp_path / 'there'}"]
     assert reason == "    the operator stopped it"
 
     assert Said(capsys, "stop", name, *at).errors == f"qmpfilter: session {name} has ended\n"

@@ -25,7 +25,7 @@ from qmpfilter.cluster.counts import Counts, Sum, Tally, Totals, counted, summed
 from qmpfilter.cluster.rollout import STAGES, Canaries, Ring, Rollout, State, Thresholds
 from qmpfilter.errors import HostError, PolicyError
 from qmpfilter.filter.policy import Mode
-from qmpfilter.relay.session import STOPPED, Outcome
+from qmpfilter.relay.session import Outcome
 from tests.helpers.cluster import BY, DOMAIN, rollout
 
 NOTHING: Totals = {}
@@ -212,6 +212,7 @@ def test_where_tallies_cannot_be_read_one_failure_pauses() -> None:
         (Outcome.REFUSED, Counts(failed=1)),
         (Outcome.FAILED, Counts(failed=1)),
         (Outcome.IN_DOUBT, Counts(in_doubt=1)),
+        (Outcome.STOPPED, None),
         (Outcome.CANCELLED, None),
     ],
 )
@@ -219,7 +220,7 @@ def test_what_a_report_counts(outcome: Outcome, counts: Counts | None) -> None:
     report = {"outcome": outcome.value, "mode": "annex"}
     assert counted(report) == (None if counts is None else (Mode.ANNEX, counts))
     assert counted({**report, "switched_off": True}) == (None if counts is None else (Mode.OFF, counts))
-    assert len(Outcome) == 7
+    assert len(Outcome) == 8
 
 
 @pytest.mark.parametrize(
@@ -228,10 +229,9 @@ def test_what_a_report_counts(outcome: Outcome, counts: Counts | None) -> None:
         {},
         {"outcome": "completed"},
         {"outcome": "x", "mode": "annex"},
-        {"outcome": "failed", "mode": "annex", "reason": STOPPED},
     ],
 )
-def test_what_was_stopped_by_hand_or_is_of_another_version_counts_nothing(report: dict[str, str]) -> None:
+def test_what_is_of_another_version_counts_nothing(report: dict[str, str]) -> None:
     assert counted(report) is None
 
 

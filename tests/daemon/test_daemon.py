@@ -92,7 +92,7 @@ def test_a_session_that_is_stopped(daemon: DaemonProcess, ends: Ends) -> None:
     assert everything(ends.source) == SHUT_FAILED
     ends.source.close()
     report = daemon.report(session)
-    assert (report["outcome"], report["reason"]) == ("failed", "the operator stopped it")
+    assert (report["outcome"], report["reason"]) == ("stopped", "the operator stopped it")
     with pytest.raises(HostError, match="has ended"):
         daemon.ask("stop", session=session)
 

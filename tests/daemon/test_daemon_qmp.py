@@ -65,7 +65,7 @@ def test_one_that_was_taken_over_is_stopped(rig: Rig) -> None:
     rig.daemon.ask("stop", session=session)
     rig.source.held.set()
     report = rig.daemon.report(session)
-    assert (report["outcome"], report["reason"]) == ("failed", "the operator stopped it")
+    assert (report["outcome"], report["reason"]) == ("stopped", "the operator stopped it")
     assert rig.source.status == "running"
 
 

@@ -190,7 +190,7 @@ class Sessions:
         self.begun: list[str] = []
         self.stopped: list[str] = []
         monkeypatch.setattr(roster, "start", self._start)
-        monkeypatch.setattr(roster, "stop", self.stopped.append)
+        monkeypatch.setattr(roster, "stop", lambda name, reason: self.stopped.append(name))
 
     async def _start(self, wanted: Wanted) -> SimpleNamespace:
         self.begun.append(wanted.session)

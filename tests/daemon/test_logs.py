@@ -104,5 +104,5 @@ def test_one_line_for_every_change(tmp_path: Path) -> None:
         lines = [json.loads(line) for line in daemon.log().splitlines()]
     said = [line["message"] for line in lines if line.get("session") == session]
     assert said == [
-        f"session {session}: {what}" for what in ("waiting", "streaming", "failed: the operator stopped it")
+        f"session {session}: {what}" for what in ("waiting", "streaming", "stopped: the operator stopped it")
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qmpfilter.errors import BugError, DeadlineError, FramingError, PolicyError
+from qmpfilter.errors import BugError, DeadlineError, FramingError, HostError, PolicyError
 from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session
 from qmpfilter.wire.feed import NEED_DATA
 from qmpfilter.wire.returnpath import Message, MessageType, ReturnPathParser
@@ -39,8 +39,9 @@ DESTINATION_BREAKS: Step = methodcaller("destination_ended", RESET)
 DAMAGE: Step = methodcaller("stopped", DAMAGED)
 GARBAGE: Step = methodcaller("return_path_unreadable", DAMAGED)
 SILENCE: Step = methodcaller("unanswered", DeadlineError("nothing came for 3600 s"))
-VETO: Step = methodcaller("stopped", PolicyError("its kernel refuses the state"), veto=True)
-VETO_IN_WORDS: Step = methodcaller("stopped", PolicyError("its kernel refuses it"), veto=True, between_sections=True)
+VETO: Step = methodcaller("stopped", PolicyError("its kernel refuses the state"), Outcome.VETOED)
+STOP: Step = methodcaller("stopped", HostError("the operator stopped it"), Outcome.STOPPED)
+VETO_IN_WORDS: Step = methodcaller("stopped", PolicyError("not its kernel"), Outcome.VETOED, between_sections=True)
 DAMAGE_IN_WORDS: Step = methodcaller("stopped", DAMAGED, between_sections=True)
 
 STREAMING = [CONNECTED, RETURN_PATH, PONG]
@@ -56,6 +57,8 @@ RUNNING_THERE = [*STREAMING, COMMITTED, SHUT_0]
         ([CONNECTED], DAMAGE, (BREAK, CLOSE), Outcome.FAILED),
         (STREAMING, DAMAGE, (BREAK, SHUT, CLOSE), Outcome.FAILED),
         (STREAMING, VETO, (BREAK, SHUT, CLOSE), Outcome.VETOED),
+        ([], STOP, (BREAK, CLOSE), Outcome.STOPPED),
+        (STREAMING, STOP, (BREAK, SHUT, CLOSE), Outcome.STOPPED),
         (STREAMING, VETO_IN_WORDS, (TELL, SHUT, CLOSE), Outcome.VETOED),
         (STREAMING, DAMAGE_IN_WORDS, (TELL, SHUT, CLOSE), Outcome.FAILED),
         ([*STREAMING, SHUT_1], VETO, (BREAK, CLOSE), Outcome.VETOED),

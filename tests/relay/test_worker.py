@@ -125,7 +125,7 @@ def test_stopped(rig: Rig) -> None:
     assert everything(rig.ends.source) == SHUT_FAILED
     rig.ends.source.close()
     report = rig.report()
-    assert (report["outcome"], report["reason"]) == ("failed", "the operator stopped it")
+    assert (report["outcome"], report["reason"]) == ("stopped", "the operator stopped it")
 
 
 def test_stopped_by_a_signal(rig: Rig) -> None:

@@ -22,7 +22,7 @@ from qmpfilter.relay import worker as module
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.order import Order
 from qmpfilter.relay.session import SHUT_FAILED, STOPPED
-from qmpfilter.relay.worker import Line, Worker
+from qmpfilter.relay.worker import DaemonLine, Worker
 from qmpfilter.saveimage.outfile import OutputFile
 from tests.helpers.fixtures import fixtures
 from tests.helpers.migration import SHUT_OK, STREAM, everything, sending
@@ -56,7 +56,7 @@ class Rig:
             **{"journal": directory / "journal", "policy": Policy(), **order},
         )
         self._line, self._theirs = socket.socketpair()
-        self.worker = Worker(self.order, Line(self._theirs), memory)
+        self.worker = Worker(self.order, DaemonLine(self._theirs), memory)
         self.arrived = 0
         self.heard = b""
 
@@ -110,7 +110,7 @@ def test_stopped_while_the_log_is_written(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(module, "AuditLog", Stopping)
     report = rig.run(STREAM)
-    assert (report["outcome"], report["reason"], rig.heard) == ("failed", STOPPED, SHUT_FAILED)
+    assert (report["outcome"], report["reason"], rig.heard) == ("stopped", STOPPED, SHUT_FAILED)
     released, kept = rig.records()
     assert (released["decision"], kept["decision"], kept["reason"]) == ("released", "kept", STOPPED)
     assert (kept["session"], kept["corrects"]) == (released["session"], released["number"])
@@ -124,7 +124,7 @@ def test_stopped_before_the_log_is_written(tmp_path: Path) -> None:
         raise HostError("no answer")
 
     rig = Rig(tmp_path, memory)
-    assert rig.run(POSTCOPY)["outcome"] == "failed"
+    assert rig.run(POSTCOPY)["outcome"] == "stopped"
     assert [(record["decision"], record["reason"]) for record in rig.records()] == [("kept", STOPPED)]
     assert "committed" not in rig.journal()
 
