@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +12,6 @@ import pytest
 from tests.lab import package
 
 
-@pytest.fixture
-def packed_anew() -> Iterator[None]:
-    package._packed_package.cache_clear()
-    yield
-    package._packed_package.cache_clear()
-
-
-@pytest.mark.usefixtures("packed_anew")
 @pytest.mark.parametrize("etcd", [True, False])
 def test_the_client_of_etcd_is_there_if_it_is_here(
     etcd: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -56,6 +57,11 @@ class Machine:
     def pid(self) -> int:
         """Of the QEMU process."""
         return self._process.pid
+
+    def give_way(self) -> None:
+        """Its vCPUs, which never rest, leave the host's only processor to everything else."""
+        for vcpu in self.qmp.command("query-cpus-fast"):
+            os.sched_setscheduler(vcpu["thread-id"], os.SCHED_IDLE, os.sched_param(0))
 
     def kill(self) -> None:
         """End QEMU at once."""

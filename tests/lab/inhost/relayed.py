@@ -37,9 +37,11 @@ class Journey:
         """Raises Corruption, TimeoutError, or what went wrong."""
         with contextlib.ExitStack() as machines:
             here = machines.enter_context(self._machine("vm0"))
+            here.give_way()
             here.wait_for_rounds(dict.fromkeys(self._runs, 0))
             for turn in range(1, self._spec["turns"] + 1):
                 there = machines.enter_context(self._machine(f"vm{turn}", incoming=True))
+                there.give_way()
                 self._migrate(here, there, turn, out)
                 if not self._spec["stays"]:
                     here.kill()
