@@ -3,14 +3,15 @@
 
 The tail of a recorded stream, made into one of a machine with more vCPUs, all in L2, is given all at once, and every
 vCPU is judged, converted and verified. The peer is construct's own parsing of what a conversion reads of one vCPU, in
-the same run. The ratio decides; the times are what it means where construct takes some 630 us, on a quiet core.
+turns with it. The median of the turns' ratios decides; the times are what it means where construct takes some 630 us,
+on a quiet core.
 """
 
 from __future__ import annotations
 
 import gc
+import statistics
 import time
-from collections.abc import Iterator
 from typing import Final
 
 from qmpfilter.filter.gate import Gate
@@ -26,7 +27,9 @@ __all__ = ["run"]
 
 _RECORDING: Final = "mid-l2"
 _VCPUS: Final = (1, 16, 64, 256)
-_ROUNDS: Final = 25
+_TURNS: Final = 25
+# In each turn, so that it takes about as long as 256 vCPUs do.
+_PARSED: Final = 60
 _READ_AT_ONCE: Final = 1 << 20
 _WANTED: Final = 50e-3
 # 50 ms are 79 times 630 us.
@@ -47,7 +50,7 @@ def run() -> bool:
     """Print the figures; True if they are as good as promised."""
     one = recorded(_RECORDING)
     told = CpuSection.of(next(section for section in one.sections if section.idstr == cpu.IDSTR))
-    print(f"commit point held back, all vCPUs in L2, best of {_ROUNDS}:")
+    print(f"commit point held back, all vCPUs in L2, in {_TURNS} turns, the shortest and the median of the ratios:")
     good = True
     # A migration has a process of its own, which ends with it: there is no garbage worth looking for.
     gc.collect()
@@ -56,35 +59,31 @@ def run() -> bool:
         for name, facts in _FACTS.items():
             for vcpus in _VCPUS:
                 tail = one.of(vcpus)
-                peer, held = map(min, zip(*_rounds(told, one.head, tail, facts, vcpus), strict=True))
-                print(f"  {name}, {vcpus:>3} vCPUs {held * 1e3:7.1f} ms, {held / peer:6.1f} times construct's "
+                turns = [(_construct(told), _held(one.head, tail, facts, vcpus)) for _ in range(_TURNS)]
+                peer, held = map(min, zip(*turns, strict=True))
+                ratio = statistics.median(held / peer for peer, held in turns)
+                print(f"  {name}, {vcpus:>3} vCPUs {held * 1e3:7.1f} ms, {ratio:6.1f} times construct's "
                       f"{peer * 1e6:.0f} us", end="")  # fmt: skip
                 if vcpus == _VCPUS[-1]:
                     print(f"  (wanted: {_WANTED * 1e3:.0f} ms and {_WANTED_RATIO:.0f} times or less)", end="")
-                    good &= held / peer <= _WANTED_RATIO
+                    good &= ratio <= _WANTED_RATIO
                 print()
     finally:
         gc.enable()
     return good
 
 
-def _rounds(
-    told: CpuSection, head: bytes, tail: bytes, facts: HostFacts, vcpus: int
-) -> Iterator[tuple[float, float]]:
-    """What the peer and the gate took, in turns."""
-    for _ in range(_ROUNDS):
-        yield _construct(told), _held(head, tail, facts, vcpus)
-
-
 def _construct(told: CpuSection) -> float:
+    """Seconds of one of many parses in a row."""
     assert told.nested is not None
     page = told.nested.page
     assert page is not None
     start = time.perf_counter()
-    CONTROL.parse(page)
-    SAVE.parse(page[SAVE_OFFSET:])
-    cpu.BLOCK.parse(told.block)
-    return time.perf_counter() - start
+    for _ in range(_PARSED):
+        CONTROL.parse(page)
+        SAVE.parse(page[SAVE_OFFSET:])
+        cpu.BLOCK.parse(told.block)
+    return (time.perf_counter() - start) / _PARSED
 
 
 def _held(head: bytes, tail: bytes, facts: HostFacts, vcpus: int) -> float:
