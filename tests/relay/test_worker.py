@@ -117,15 +117,19 @@ def test_what_it_says(rig: Rig) -> None:
     assert stat.S_IMODE(rig.order.report.stat().st_mode) == 0o600
 
 
-def test_stopped(rig: Rig) -> None:
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [(b"", "the operator stopped it"), (b', "reason": "its QEMU has ended"', "its QEMU has ended")],
+)
+def test_stopped(rig: Rig, more: bytes, reason: str) -> None:
     rig.begin(STREAM[:PART])
     assert "committed" not in rig.journal()
     rig.line.sendall(b'{"op": "lunch"}\nnonsense\n{"op": ')
-    rig.line.sendall(b'"stop"}\n')
+    rig.line.sendall(b'"stop"%b}\n' % more)
     assert everything(rig.ends.source) == SHUT_FAILED
     rig.ends.source.close()
     report = rig.report()
-    assert (report["outcome"], report["reason"]) == ("stopped", "the operator stopped it")
+    assert (report["outcome"], report["reason"]) == ("stopped", reason)
 
 
 def test_stopped_by_a_signal(rig: Rig) -> None:
@@ -133,7 +137,8 @@ def test_stopped_by_a_signal(rig: Rig) -> None:
     os.kill(rig.process.pid, signal.SIGTERM)
     assert everything(rig.ends.source) == SHUT_FAILED
     rig.ends.source.close()
-    assert rig.report()["reason"] == "the relay was interrupted"
+    report = rig.report()
+    assert (report["outcome"], report["reason"]) == ("stopped", "the relay was interrupted")
 
 
 def test_it_goes_on_when_the_line_breaks(rig: Rig) -> None:
