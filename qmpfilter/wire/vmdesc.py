@@ -45,7 +45,7 @@ _FREE_MARKS: Final = 4096
 _MARKS: Final = {"{[": _MIN_CONTAINER, ",": _MIN_VALUE}
 # Characters of text that are decoded at first, a value of more in as many steps as it takes.
 _WINDOW: Final = 1 << 15
-_WIDER: Final = 8
+_WIDER: Final = 4
 _TOKEN: Final = re.compile(
     rb"""[ \t\r\n]*(?:
         (?P<string>"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")
