@@ -222,7 +222,7 @@ def test_a_daemon_that_is_killed_and_one_that_takes_up(daemon: DaemonProcess, en
         daemon.ask("stop", session=stopped)
         assert everything(second.source) == SHUT_FAILED
         second.source.close()
-        assert daemon.report(stopped)["outcome"] == "failed"
+        assert daemon.report(stopped)["outcome"] == "stopped"
         assert sessions(daemon) == []
 
 
