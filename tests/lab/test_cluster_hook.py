@@ -22,7 +22,6 @@ KINDS: Final = (
 MANY: Final = 25
 
 
-@pytest.mark.lab
 @once_more
 def test_there_and_back_between_all_of_them(cluster: Cluster) -> None:
     journey = cluster.start(OLD)
