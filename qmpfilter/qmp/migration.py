@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from qmpfilter.errors import DeadlineError, HostError, PolicyError, QmpfilterError
+from qmpfilter.errors import DeadlineError, HostError, QmpfilterError
 from qmpfilter.filter.gate import Gate, Memory
 from qmpfilter.filter.policy import Policy
 from qmpfilter.qmp.destination import Destination
@@ -27,7 +27,7 @@ from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.pair import Pair, Pairing
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import as_json
-from qmpfilter.relay.session import STOPPED, Outcome, Phase
+from qmpfilter.relay.session import STOPPED, Outcome, Phase, outcome_of
 
 __all__ = ["MEMORY_SECONDS", "Migration", "wait_in"]
 
@@ -111,7 +111,7 @@ class Migration:
             return outcome
         except (QmpfilterError, asyncio.CancelledError) as error:
             if isinstance(error, QmpfilterError):
-                self.relay.stop(error, Outcome.VETOED if isinstance(error, PolicyError) else Outcome.FAILED)
+                self.relay.stop(error, outcome_of(error))
             else:
                 self.relay.stop(HostError(self._why), Outcome.STOPPED)
             if not self._begun:

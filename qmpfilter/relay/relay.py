@@ -23,13 +23,10 @@ from qmpfilter.errors import (
     BugError,
     DeadlineError,
     HostError,
-    PolicyError,
     QmpfilterError,
-    RefusedError,
     StreamError,
     TruncatedError,
     UnsupportedError,
-    WithdrawnError,
 )
 from qmpfilter.filter.gate import Piece
 from qmpfilter.relay.address import tune
@@ -40,7 +37,7 @@ from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.line import Line
 from qmpfilter.relay.looker import Looker
 from qmpfilter.relay.pump import Pump
-from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session
+from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session, outcome_of
 from qmpfilter.wire.feed import NeedData
 from qmpfilter.wire.returnpath import ReturnPathParser
 from qmpfilter.wire.withdrawal import withdrawal
@@ -129,7 +126,7 @@ class Relay:
                 self._open_extra(extra, kind)
             self._accept_extras(listeners, threads)
         except (QmpfilterError, OSError) as error:
-            self._stop(error, Outcome.VETOED if isinstance(error, PolicyError) else Outcome.FAILED)
+            self._stop(error, outcome_of(error))
         except BaseException as error:
             self._stop(BugError(f"{type(error).__name__} in the relay: {error}"))
             raise
@@ -285,10 +282,8 @@ class Relay:
         except DeadlineError as error:
             self._perform(functools.partial(self.session.unanswered, error))
         except QmpfilterError as error:
-            veto = isinstance(error, (PolicyError, RefusedError, WithdrawnError))
-            outcome = Outcome.VETOED if veto else Outcome.FAILED
             # Only here is it certain how far the destination has read.
-            self._stop(error, outcome, between_sections=self._looker.between_sections)
+            self._stop(error, outcome_of(error), between_sections=self._looker.between_sections)
         except OSError:
             # The source is gone: for the migration the same as if it had ended it.
             self._perform(self.session.source_ended)

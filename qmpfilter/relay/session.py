@@ -23,11 +23,11 @@ import enum
 from collections.abc import Mapping
 from typing import Final
 
-from qmpfilter.errors import BugError, FramingError, QmpfilterError
+from qmpfilter.errors import BugError, FramingError, PolicyError, QmpfilterError, RefusedError, WithdrawnError
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 from qmpfilter.wire.returnpath import Message, MessageType, ReturnPathEvent
 
-__all__ = ["SENTENCES", "SHUT_FAILED", "STOPPED", "Action", "Outcome", "Phase", "Session"]
+__all__ = ["SENTENCES", "SHUT_FAILED", "STOPPED", "Action", "Outcome", "Phase", "Session", "outcome_of"]
 
 SHUT_FAILED: Final = COMMAND_HEADER.pack(MessageType.SHUT, 4) + BE32.pack(1)
 """The message that makes a source go on with its guest."""
@@ -90,6 +90,11 @@ SENTENCES: Final[Mapping[Outcome, str]] = {
     Outcome.IN_DOUBT: "cut after the destination could have started the guest: ask both QEMUs who runs it",
 }
 """What an outcome means."""
+
+
+def outcome_of(cause: Exception) -> Outcome:
+    """VETOED where an error speaks of what the migration would do to the guest, FAILED where of anything else."""
+    return Outcome.VETOED if isinstance(cause, (PolicyError, RefusedError, WithdrawnError)) else Outcome.FAILED
 
 
 class Action(enum.Enum):
