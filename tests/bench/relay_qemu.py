@@ -106,13 +106,9 @@ def run() -> bool:
     return good
 
 
-def _vcpus(guest: Machine) -> list[int]:
-    return [vcpu["thread-id"] for vcpu in guest.qmp.command("query-cpus-fast")]
-
-
 def _give_way(guest: Machine) -> None:
     """Let the guest's vCPU, which TCG keeps busy all the time, leave the processors to who migrates it."""
-    for vcpu in _vcpus(guest):
+    for vcpu in guest.vcpus():
         os.setpriority(os.PRIO_PROCESS, vcpu, _LAST)
 
 
@@ -142,7 +138,7 @@ def _migrated(directory: Path, here: Machine, there: Machine, turn: int, way: st
 def _completed(here: Machine, there: Machine, address: Path, between: int | None) -> _Took:
     """Migrate to an address, with a process between or none."""
 
-    guests = [(end, _vcpus(end)) for end in (here, there)]
+    guests = [(end, end.vcpus()) for end in (here, there)]
 
     def ends() -> float:
         return sum(

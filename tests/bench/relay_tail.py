@@ -17,10 +17,10 @@ from typing import Final
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Policy
 from qmpfilter.svm.section import CpuSection
-from qmpfilter.svm.vmcb import CONTROL, SAVE, SAVE_OFFSET
 from qmpfilter.verdict.facts import HostFacts, QemuBinary
 from qmpfilter.verdict.version import Version
 from qmpfilter.wire import cpu
+from tests.bench.conversion import parsed
 from tests.bench.tails import recorded
 
 __all__ = ["run"]
@@ -50,6 +50,9 @@ def run() -> bool:
     """Print the figures; True if they are as good as promised."""
     one = recorded(_RECORDING)
     told = CpuSection.of(next(section for section in one.sections if section.idstr == cpu.IDSTR))
+    assert told.nested is not None
+    assert told.nested.page is not None
+    page = told.nested.page
     print(f"commit point held back, all vCPUs in L2, in {_TURNS} turns, the shortest and the median of the ratios:")
     good = True
     # A migration has a process of its own, which ends with it: there is no garbage worth looking for.
@@ -59,7 +62,9 @@ def run() -> bool:
         for name, facts in _FACTS.items():
             for vcpus in _VCPUS:
                 tail = one.of(vcpus)
-                turns = [(_construct(told), _held(one.head, tail, facts, vcpus)) for _ in range(_TURNS)]
+                turns = [
+                    (parsed(page, told.block, _PARSED), _held(one.head, tail, facts, vcpus)) for _ in range(_TURNS)
+                ]
                 peer, held = map(min, zip(*turns, strict=True))
                 ratio = statistics.median(held / peer for peer, held in turns)
                 print(f"  {name}, {vcpus:>3} vCPUs {held * 1e3:7.1f} ms, {ratio:6.1f} times construct's "
@@ -71,19 +76,6 @@ def run() -> bool:
     finally:
         gc.enable()
     return good
-
-
-def _construct(told: CpuSection) -> float:
-    """Seconds of one of many parses in a row."""
-    assert told.nested is not None
-    page = told.nested.page
-    assert page is not None
-    start = time.perf_counter()
-    for _ in range(_PARSED):
-        CONTROL.parse(page)
-        SAVE.parse(page[SAVE_OFFSET:])
-        cpu.BLOCK.parse(told.block)
-    return (time.perf_counter() - start) / _PARSED
 
 
 def _held(head: bytes, tail: bytes, facts: HostFacts, vcpus: int) -> float:

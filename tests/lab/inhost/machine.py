@@ -58,10 +58,14 @@ class Machine:
         """Of the QEMU process."""
         return self._process.pid
 
+    def vcpus(self) -> list[int]:
+        """The threads of its vCPUs."""
+        return [vcpu["thread-id"] for vcpu in self.qmp.command("query-cpus-fast")]
+
     def give_way(self) -> None:
         """Its vCPUs, which never rest, leave the host's only processor to everything else."""
-        for vcpu in self.qmp.command("query-cpus-fast"):
-            os.sched_setscheduler(vcpu["thread-id"], os.SCHED_IDLE, os.sched_param(0))
+        for vcpu in self.vcpus():
+            os.sched_setscheduler(vcpu, os.SCHED_IDLE, os.sched_param(0))
 
     def kill(self) -> None:
         """End QEMU at once."""
