@@ -34,6 +34,7 @@ from qmpfilter.wire.events import (
     PackageEnd,
     RamRecords,
     SectionsEnd,
+    SectionsHeld,
     VmDescriptionReceived,
 )
 from qmpfilter.wire.feed import NeedData
@@ -125,6 +126,7 @@ class Gate:
         self._deferred: list[tuple[Event, AtHand | None]] = []
         self._package: list[bytes | memoryview] | None = None
         self._told = 0
+        self._ahead = 0
         self._given = 0
         self._rest = bytearray()
         self._committed = False
@@ -264,6 +266,13 @@ class Gate:
             if self.holding and not self._holds:
                 self._holds = True
                 yield Piece(b"")
+            if isinstance(event, SectionsHeld):
+                # What waits for guest memory goes first.
+                if not self._deferred:
+                    self.between_sections = False
+                    self._told = self._ahead = event.offset + len(event.ahead)
+                    yield Piece(event.ahead)
+                continue
             packaged = isinstance(event, CommandReceived) and event.command is Command.PACKAGED
             self.postcopy |= packaged
             vcpu = _section_of_vcpu(event)
@@ -300,14 +309,17 @@ class Gate:
         if self._as_is:
             pieces = self._unedited(event)
         commit = isinstance(event, _LAST) or (self._as_is and isinstance(event, SectionsEnd))
-        self._told = event.offset + len(event.raw)
+        end = event.offset + len(event.raw)
+        self._told = max(self._told, end)
         if not self._committed and self._parser.state not in _BEFORE_TAIL and not isinstance(event, IterableStart):
             self._tail[0].append(bytes(event.raw))
             self._tail[1].extend(map(bytes, pieces))
             self._kept += len(event.raw)
             if self._kept > _MOST_KEPT:
                 self._digest()
-        if pieces:
+        if event.offset < self._ahead:
+            pieces = self._rest_of(event, pieces)
+        if pieces or end == self._ahead:
             self.between_sections = isinstance(event, _CLOSED)
         for piece in pieces:
             yield Piece(piece, commit)
@@ -316,6 +328,13 @@ class Gate:
             self._digest()
             # Nothing is edited any more, and the destination may run the guest already: whatever comes, passes.
             self._as_is, self._rewriter = True, None
+
+    def _rest_of(self, event: Event, pieces: Sequence[bytes | memoryview]) -> Sequence[bytes | memoryview]:
+        """What of an event did not pass before its end was known."""
+        if len(pieces) != 1 or pieces[0] is not event.raw:
+            raise BugError(f"{type(event).__name__} at {event.offset} was edited after it had passed")
+        rest = event.raw[self._ahead - event.offset :]
+        return (rest,) if rest else ()
 
     # --- VMCB12 in guest memory ----------------------------------------------------------------
 

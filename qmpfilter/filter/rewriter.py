@@ -39,6 +39,7 @@ from qmpfilter.wire.events import (
     Event,
     PackageEnd,
     SectionsEnd,
+    SectionsHeld,
     VmDescriptionReceived,
 )
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER, Command, SectionType
@@ -196,6 +197,8 @@ class Rewriter:
                 return ()
             case VmDescriptionReceived():
                 return self._description(event)
+            case SectionsHeld():
+                return ()
         if self._state in (State.HELD, State.DONE):
             raise BugError(f"{type(event).__name__} while the rewriter is in {self._state.name}")
         raw = self._section(event, at_hand) if isinstance(event, DeviceSection) else event.raw
@@ -217,7 +220,7 @@ class Rewriter:
         self._move(State.DONE)
         head = len(event.raw) - len(event.vmdesc.text)
         text = described(event.vmdesc, self._edited, event.offset + head)
-        return *self._held, event.raw[:1], BE32.pack(len(text)), text
+        return b"".join((*self._held, event.raw[:1], BE32.pack(len(text)))), text
 
     def _section(self, section: DeviceSection, at_hand: AtHand | None) -> bytes:
         """The bytes of a section, edited if it is a vCPU's and needs it."""

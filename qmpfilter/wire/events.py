@@ -37,6 +37,7 @@ __all__ = [
     "RamBlocks",
     "RamRecords",
     "SectionsEnd",
+    "SectionsHeld",
     "VmDescriptionReceived",
 ]
 
@@ -184,6 +185,19 @@ class DeviceSection:
 
 
 @dataclass(frozen=True, slots=True)
+class SectionsHeld:
+    """Sections whose ends are not known yet begin with `ahead`, in which no vCPU's section and no EOF begins,
+    whatever divides it; told once, before vmdesc is read, and stands for no bytes.
+
+    Whoever edits vCPUs alone may pass `ahead` on at once, and then of the sections that follow no more than the rest.
+    """
+
+    offset: int
+    ahead: bytes
+    raw: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
 class SectionsEnd:
     """The EOF byte after the last section: the commit point."""
 
@@ -211,6 +225,7 @@ Event = (
     | IterableData
     | IterableEnd
     | DeviceSection
+    | SectionsHeld
     | SectionsEnd
     | VmDescriptionReceived
 )

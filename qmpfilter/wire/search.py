@@ -18,7 +18,7 @@ from typing import Final
 from qmpfilter.errors import LimitError
 from qmpfilter.wire.framing import BE32, FOOTER_SIZE
 
-__all__ = ["DESCRIPTION_HEAD", "Place", "VmdescSearch"]
+__all__ = ["DESCRIPTION_HEAD", "Place", "VmdescSearch", "first_eof"]
 
 DESCRIPTION_HEAD: Final = 5  # type byte, be32 length
 
@@ -40,6 +40,12 @@ class Place:
     def text(self) -> int:
         """Where the text starts."""
         return self.eof + 1 + DESCRIPTION_HEAD
+
+
+def first_eof(held: bytearray, place: Place) -> int:
+    """Where EOF stands if not at that place, but at the first that looks like one."""
+    match = _AHEAD.search(held, 0, place.end)
+    return place.eof if match is None else match.start() + FOOTER_SIZE
 
 
 class VmdescSearch:

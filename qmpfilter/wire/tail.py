@@ -9,14 +9,16 @@ not, was checked against it before its EOF is told.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from qmpfilter.errors import FramingError, LayoutError, LimitError, StreamError, TruncatedError
+from qmpfilter.wire import cpu
 from qmpfilter.wire.devices import known
-from qmpfilter.wire.events import DelimitedBy, DeviceSection, Event, SectionsEnd, VmDescriptionReceived
+from qmpfilter.wire.events import DelimitedBy, DeviceSection, Event, SectionsEnd, SectionsHeld, VmDescriptionReceived
 from qmpfilter.wire.feed import Feed, Steps
 from qmpfilter.wire.footers import SectionHeader, footer_candidates, is_incomplete, next_part, section_header
 from qmpfilter.wire.framing import BE32, FOOTER_SIZE, SectionType
-from qmpfilter.wire.search import DESCRIPTION_HEAD, Place, VmdescSearch
+from qmpfilter.wire.search import DESCRIPTION_HEAD, Place, VmdescSearch, first_eof
 from qmpfilter.wire.sections import (
     Divisions,
     Ending,
@@ -33,6 +35,10 @@ from qmpfilter.wire.withdrawal import check_withdrawn, check_withdrawn_at_end
 
 __all__ = ["Tail", "early_section"]
 
+# The name in the header of a vCPU's section, with its length.
+_VCPU: Final = bytes([len(cpu.IDSTR)]) + cpu.IDSTR.encode()
+_BEFORE_NAME: Final = 5  # type byte, be32 section_id
+
 
 class Tail:
     """What of a stream's tail must be remembered until vmdesc arrives.
@@ -46,8 +52,8 @@ class Tail:
         self._vmdesc_limit = vmdesc_limit
         self._told: list[DeviceSection] = []
         self.seen = SeenSections()
-        # Offsets of sections that end elsewhere than vmdesc says, which by_vmdesc has found to be right.
-        self._inexact: set[int] = set()
+        # How many of them vmdesc did not divide.
+        self._undivided: int | None = None
         # What has delimited the held sections.
         self._found: VmDescriptionReceived | None = None
 
@@ -95,11 +101,14 @@ class Tail:
         try:
             while True:
                 for place in search.places(held, min(len(held), most)):
+                    if refuted is None and (ahead := _ahead(held, place)):
+                        yield SectionsHeld(offset, ahead)
                     sections = self._divided(held, offset, place)
                     if isinstance(sections, StreamError):
                         refuted = sections
                         continue
-                    yield from self._tell_divided(sections)
+                    self._undivided = len(self._told)
+                    yield from map(self.tell, sections)
                     yield SectionsEnd(offset + place.eof, bytes(held[place.eof : place.eof + 1]))
                     feed.unread(bytes(memoryview(held)[place.end :]))
                     return
@@ -133,12 +142,6 @@ class Tail:
         self._found = VmDescriptionReceived(offset + place.eof + 1, raw, vmdesc)
         return sections
 
-    def _tell_divided(self, sections: list[DeviceSection]) -> Iterator[DeviceSection]:
-        for found in sections:
-            if found.delimited_by is DelimitedBy.FOOTER:
-                self._inexact.add(found.offset)
-            yield self.tell(found)
-
     def _salvaged(self, held: bytearray, offset: int) -> Iterator[DeviceSection]:
         """Sections of a stream that is lost: they may still tell whoever looks at it what it was."""
         at = 0
@@ -165,9 +168,8 @@ class Tail:
         if len(devices) != len(self._told):
             found = f"{len(self._told)} of them"
             raise LayoutError(event.offset, f"the {len(devices)} device sections that vmdesc lists", found)
-        for told, device in zip(self._told, devices, strict=True):
-            if told.offset not in self._inexact:
-                check_against_vmdesc(told, device)
+        for told, device in zip(self._told[: self._undivided], devices, strict=False):
+            check_against_vmdesc(told, device)
         yield event
 
     def _description(self, feed: Feed) -> Steps[Event, VmDescriptionReceived]:
@@ -208,6 +210,16 @@ def _first(held: bytearray, offset: int, divisions: Divisions) -> DeviceSection 
     if isinstance(ending, Ending):
         return ending
     return section(held, 0, header, ending[0], offset, DelimitedBy.LAYOUT, ending[1])
+
+
+def _ahead(held: bytearray, place: Place) -> bytes:
+    """With what the held sections begin in which neither a vCPU's section nor EOF begins, wherever they end.
+
+    :param place: the first one that is whole
+    """
+    eof = first_eof(held, place)
+    vcpu = held.find(_VCPU, 0, eof + _BEFORE_NAME + len(_VCPU))
+    return bytes(held[: eof if vcpu < 0 else max(min(eof, vcpu - _BEFORE_NAME), 0)])
 
 
 def early_section(feed: Feed, limit: int, tail: Tail) -> Steps[Event, None]:

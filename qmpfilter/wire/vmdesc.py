@@ -32,9 +32,12 @@ Entry = Mapping[str, Any]
 Shape = tuple[int, tuple[SubsectionAt, ...]]
 
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
-# How QEMU begins the entry of a device.
+# How QEMU begins the entry of a device, and what of that stands nowhere else.
 _NUMBERED: Final = re.compile(r'\{"name": "([ !#-\[\]-~]+)", "instance_id": (0|[1-9][0-9]{0,9}), (?=")')
+_BETWEEN: Final = '}, {"name": "'
+_INSTANCE: Final = '", "instance_id": '
 _MOST_ALIKE: Final = 8
+_OBJECTS: Final = frozenset({dict})
 _MAX_SIZE: Final = 1 << 40
 _MAX_DEPTH: Final = 32
 _MAX_NAME: Final = 255
@@ -46,6 +49,8 @@ _MARKS: Final = {"{[": _MIN_CONTAINER, ",": _MIN_VALUE}
 # Characters of text that are decoded at first, a value of more in as many steps as it takes.
 _WINDOW: Final = 1 << 15
 _WIDER: Final = 4
+# Characters among which the next device's entry is looked for.
+_FARTHEST: Final = 1 << 18
 _TOKEN: Final = re.compile(
     rb"""[ \t\r\n]*(?:
         (?P<string>"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")
@@ -154,12 +159,14 @@ class _Parser:
         if self._text[at : at + 1] == b"]":
             return (), self._skip(at, b"]")
         while True:
-            device = self._repeated(at)
+            numbered = _NUMBERED.match(self._chars, at)
+            device = numbered and self._repeated(numbered)
             if device is None:
                 start = at
-                entry, at = self._value(at)
+                entry, at = self._entry(numbered) or self._value(at)
                 device = self._device(entry, start)
-                self._remember(device)
+                if numbered is not None:
+                    self._remember(device, numbered.end())
             elif self._chars.startswith(", {", device.end):
                 found.append(device)
                 at = device.end + 2
@@ -172,23 +179,39 @@ class _Parser:
                 continue
             return tuple(found), self._skip(at, b"]")
 
-    def _repeated(self, start: int) -> Device | None:
-        """The device at `start`, if one of that name had the same text behind its instance."""
-        numbered = _NUMBERED.match(self._chars, start)
-        if numbered is None:
-            return None
+    def _repeated(self, numbered: re.Match[str]) -> Device | None:
+        """The device whose entry begins so, if one of that name had the same text behind its instance."""
         name, rest = numbered[1], numbered.end()
         for text, like in self._alike.get(name, ()):
             if self._chars.startswith(text, rest):
-                return Device(name, int(numbered[2]), start, rest + len(text), like.size, like.entry, like.shapes)
+                end = rest + len(text)
+                return Device(name, int(numbered[2]), numbered.start(), end, like.size, like.entry, like.shapes)
         return None
 
-    def _remember(self, device: Device) -> None:
-        numbered = _NUMBERED.match(self._chars, device.start)
-        if numbered is not None:
-            alike = self._alike.setdefault(device.name, [])
-            alike.insert(0, _Alike(self._chars[numbered.end() : device.end], device))
-            del alike[_MOST_ALIKE:]
+    def _remember(self, device: Device, rest: int) -> None:
+        alike = self._alike.setdefault(device.name, [])
+        alike.insert(0, _Alike(self._chars[rest : device.end], device))
+        del alike[_MOST_ALIKE:]
+
+    def _entry(self, numbered: re.Match[str] | None) -> tuple[Any, int] | None:
+        """What :meth:`_value` finds, if the next device's entry begins where it seems to: then nothing is decoded
+        that is not its own. None if it does not."""
+        if numbered is None:
+            return None
+        start = numbered.start()
+        following = self._chars.find(_INSTANCE, numbered.end(), start + _FARTHEST)
+        end = self._chars.rfind(_BETWEEN, start, following) + 1
+        if following < 0 or not end:
+            return None
+        self._count(start, end)
+        try:
+            value, length = self._decode(self._chars[start:end])
+        except (ValueError, RecursionError):
+            return None
+        if start + length != end:
+            return None
+        self._last_end = end
+        return value, end
 
     def _device(self, entry: Any, start: int) -> Device:
         # Trailing white space belongs to no device: the end is where the value's own text ends.
@@ -271,7 +294,8 @@ def _subsection_name(sub: Entry) -> str:
 
 
 def _number(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_SIZE:
+    # True is an int, but not its type.
+    if type(value) is not int or not 0 <= value <= _MAX_SIZE:
         raise _ShapeError("sizes of fields as numbers of bytes")
     return value
 
@@ -287,7 +311,7 @@ def _list(entry: Entry, key: str) -> Sequence[Any]:
     value = entry.get(key)
     if value is None:
         return ()
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+    if not isinstance(value, list) or not _OBJECTS.issuperset(map(type, value)):
         raise _ShapeError(f"a list of objects as {key!r}")
     return value
 

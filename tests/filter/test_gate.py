@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from random import Random
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,9 +26,19 @@ from qmpfilter.svm.svm2 import Validity
 from qmpfilter.svm.vmcb import CONTROL, SAVE
 from qmpfilter.verdict.facts import HostFacts
 from qmpfilter.verdict.version import Version
+from qmpfilter.wire import tail
 from qmpfilter.wire.cpu import BLOCK
-from qmpfilter.wire.events import CommandReceived, DeviceSection, IterableEnd, MachineConfiguration, SectionsEnd
+from qmpfilter.wire.events import (
+    CommandReceived,
+    DelimitedBy,
+    DeviceSection,
+    IterableEnd,
+    MachineConfiguration,
+    SectionsEnd,
+    VmDescriptionReceived,
+)
 from qmpfilter.wire.framing import Command
+from qmpfilter.wire.vmdesc import VmDescription
 from qmpfilter.wire.withdrawal import withdrawal
 from tests.helpers.fixtures import Fixture, fixtures
 from tests.helpers.parse import parse, pieces
@@ -170,6 +181,51 @@ def test_where_a_section_may_begin_is_never_claimed_wrongly(size: int) -> None:
         claimed += gate.between_sections
         assert not gate.between_sections or out in ends
     assert claimed
+
+
+@each_stream
+@pytest.mark.parametrize("mode", [Mode.OBSERVE, Mode.ANNEX])
+def test_what_no_edit_touches_passes_before_vmdesc_is_read(
+    fixture: Fixture, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = fixture.file("stream")
+    told = parse(stream)
+    if not told.of(VmDescriptionReceived):
+        return
+
+    def read(text: bytes, offset: int) -> VmDescription:
+        passed_by.append(len(out))
+        return VmDescription.parse(text, offset)
+
+    monkeypatch.setattr(tail, "VmDescription", Mock(parse=read))
+    passed_by: list[int] = []
+    out = b""
+    for data, _ in Gate(replace(LENIENT, mode=mode)).receive_data(memoryview(stream)):
+        out += data
+    # A machine of type q35 has a device of unknown layout before its vCPUs.
+    sections = told.of(DeviceSection)
+    vcpus = [section.offset for section in sections if section.idstr == "cpu" and section.offset > held(sections)]
+    assert passed_by == [min([commit_point(stream), *vcpus])]
+    assert len(out) == len(stream)
+
+
+def held(sections: Sequence[DeviceSection]) -> int:
+    """Where the first section stands whose end is known by vmdesc."""
+    return next(section.offset for section in sections if section.delimited_by is DelimitedBy.VMDESC)
+
+
+@pytest.mark.parametrize("mode", [Mode.OBSERVE, Mode.ANNEX])
+def test_what_vmdesc_refutes_is_no_commit(mode: Mode) -> None:
+    *_, last = parse(L2).of(DeviceSection)
+    wrong = L2.replace(b'"name": "' + last.idstr.encode(), b'"name": "' + bytes(reversed(last.idstr.encode())))
+    gate = Gate(replace(LENIENT, mode=mode))
+    if mode is Mode.OBSERVE:
+        assert passed(gate, wrong)[0] == wrong
+        assert gate.warnings
+    else:
+        out, error = stopped(gate, wrong)
+        assert isinstance(error, StreamError)
+        assert len(out) == commit_point(L2)
 
 
 def damaged(stream: bytes) -> bytes:

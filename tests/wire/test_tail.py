@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from qmpfilter.errors import FramingError, LayoutError, LimitError, StreamError, TruncatedError
-from qmpfilter.wire.events import DelimitedBy, DeviceSection, Event, SectionsEnd, VmDescriptionReceived
+from qmpfilter.wire.events import DelimitedBy, DeviceSection, Event, SectionsEnd, SectionsHeld, VmDescriptionReceived
 from qmpfilter.wire.framing import BE32
 from qmpfilter.wire.parser import Limits, StreamParser
 from tests.helpers import build
@@ -75,7 +75,7 @@ def test_everything_is_held_from_the_first_unknown_section() -> None:
     assert [event.idstr for event in before if isinstance(event, DeviceSection)] == ["timer"]
     after = events_so_far(build.UNTIL_TAIL + tail)
     assert [type(event).__name__ for event in after[len(before) :]] == [
-        "DeviceSection", "DeviceSection", "SectionsEnd", "VmDescriptionReceived",
+        "SectionsHeld", "DeviceSection", "DeviceSection", "SectionsEnd", "VmDescriptionReceived",
     ]  # fmt: skip
 
 
@@ -118,6 +118,26 @@ def test_forged(forgery: str) -> None:
         ("serial", "VMDESC"),
         ("globalstate", "VMDESC"),
     ]
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_what_goes_ahead_ends_before_what_looks_like_the_end(forgery: str) -> None:
+    hostile = build.opaque(8, "serial", b"text" + FORGERIES[forgery] + b"text")
+    [found] = whole(TIMER, BUS, hostile, STATE).of(SectionsHeld)
+    sections = BUS.section() + hostile.section() + STATE.section()
+    forged = sections.find(build.footer(8) + build.EOF)
+    looks_like_it = b'{"' in FORGERIES[forgery]
+    assert found.ahead == (sections[: forged + len(build.footer(8))] if looks_like_it else sections)
+
+
+def test_what_goes_ahead_ends_before_what_looks_like_a_vcpu() -> None:
+    hostile = build.opaque(8, "serial", b"text" + CPU.section()[:20])
+    [found] = whole(TIMER, BUS, hostile, STATE).of(SectionsHeld)
+    assert found.ahead == BUS.section() + hostile.section().partition(CPU.section()[:20])[0]
+
+
+def test_nothing_goes_ahead_of_a_vcpu_of_unknown_layout() -> None:
+    assert not whole(build.cpu(4, 0, NEW), STATE).of(SectionsHeld)
 
 
 def test_place_of_vmdesc_that_overlaps_the_true_one() -> None:

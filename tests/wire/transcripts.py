@@ -22,6 +22,7 @@ from qmpfilter.wire.events import (
     RamBlocks,
     RamRecords,
     SectionsEnd,
+    SectionsHeld,
     VmDescriptionReceived,
 )
 from qmpfilter.wire.framing import BE64, Command, SectionType
@@ -89,6 +90,15 @@ def device(one: build.Device, how: DelimitedBy, *subsections: SubsectionAt) -> L
     )
 
 
+def held(*lines: Line, ahead: int | None = None) -> tuple[Line, ...]:
+    """Sections of which only vmdesc tells where they end.
+
+    :param ahead: so much of them passes before, all if None
+    """
+    contents = stream(lines)
+    return (b"", lambda at, _: SectionsHeld(at, contents[:ahead])), *lines
+
+
 def described(*devices: build.Device, old: bool = False) -> tuple[Line, Line]:
     """EOF and vmdesc."""
     text = build.vmdesc(devices, old=old)
@@ -132,9 +142,7 @@ PRECOPY: tuple[Line, ...] = (
     SWITCHOVER,
     *iterable(END, (build.zero(0, "pc.ram"), told(RamRecords, "pc.ram", zero=1)), EOS),
     device(TIMER, LAYOUT),
-    device(BUS, VMDESC),
-    device(build.cpu_common(3), VMDESC),
-    device(STATE, VMDESC),
+    *held(device(BUS, VMDESC), device(build.cpu_common(3), VMDESC), device(STATE, VMDESC)),
     *described(TIMER, BUS, build.cpu_common(3), STATE),
 )
 
@@ -165,6 +173,21 @@ KNOWN_ONLY: tuple[Line, ...] = (
     *described(TIMER, build.cpu_common(3), old=True),
 )
 
+#: A vCPU behind a section that nobody knows.
+LATE_VCPU: tuple[Line, ...] = (
+    HEADER,
+    MACHINE,
+    *iterable(START, PC_RAM, EOS),
+    *iterable(END, EOS),
+    *held(
+        device(BUS, VMDESC),
+        device(build.cpu(4, 0), VMDESC),
+        device(STATE, VMDESC),
+        ahead=len(BUS.section()),
+    ),
+    *described(BUS, build.cpu(4, 0), STATE),
+)
+
 #: A vCPU in L2; numbers as in a recorded stream: 22 + 8 + 30 + 8 + 4096 bytes after 1817.
 NESTED: tuple[Line, ...] = (
     HEADER,
@@ -183,7 +206,7 @@ NESTED: tuple[Line, ...] = (
             (SubsectionAt("cpu/kvm_nested_state/svm", 1, 17 + 1847, 17 + 1877, 17 + 1817 + 4164),),
         ),
     ),
-    device(STATE, VMDESC),
+    *held(device(STATE, VMDESC)),
     *described(NESTED_CPU, STATE),
 )
 
@@ -283,7 +306,7 @@ OTHER_ITERABLES: tuple[Line, ...] = (
     *bitmap(END, b"\x42" + build.be((8, 64), (4, 64)), b"\x20"),
     *iterable(END, EOS),
     *vfio(END, tag(4, BE64.pack(0)), tag(1)),
-    device(VFIO_CONFIG, VMDESC),
+    *held(device(VFIO_CONFIG, VMDESC)),
     *described(VFIO_CONFIG),
 )
 
@@ -297,7 +320,7 @@ EARLY_DEVICE: tuple[Line, ...] = (
     *iterable(START, PC_RAM, EOS),
     *iterable(END, EOS),
     device(TIMER, LAYOUT),
-    device(STATE, VMDESC),
+    *held(device(STATE, VMDESC)),
     *described(EARLY, TIMER, STATE),
 )
 
@@ -358,6 +381,7 @@ TRANSCRIPTS: dict[str, tuple[Line, ...]] = {
     "precopy": PRECOPY,
     "pages": PAGES,
     "known devices only": KNOWN_ONLY,
+    "vCPU behind an unknown section": LATE_VCPU,
     "nested": NESTED,
     "x-ignore-shared": IGNORE_SHARED,
     "multifd": MULTIFD,
