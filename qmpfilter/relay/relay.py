@@ -50,7 +50,7 @@ _BUFFER: Final = 1 << 20
 _FIRST: Final = 4096
 _SILENCE: Final = 0.2
 # For a destination to take, and to heed, why the migration is withdrawn.
-_LAST_WORDS_SECONDS: Final = 1.0
+_LAST_WORDS_SECONDS: Final = 3.0
 
 
 class Relay:
