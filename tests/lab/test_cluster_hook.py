@@ -22,6 +22,7 @@ KINDS: Final = (
 MANY: Final = 25
 
 
+@pytest.mark.journey
 @once_more
 def test_there_and_back_between_all_of_them(cluster: Cluster) -> None:
     journey = cluster.start(OLD)
