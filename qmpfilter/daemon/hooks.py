@@ -177,6 +177,7 @@ class Hooks:
                             uuid=domain.uuid,
                             keep_records=True,
                             redirected=0 if front.redirect is None else front.redirect.port,
+                            storage=front.storage,
                         ),
                         request,
                     )

@@ -6,6 +6,9 @@ and not its name. Where QEMU waits at a loopback address (``migration_address`` 
 ``--listen-address``), the same port of this host's own addresses is taken: libvirt tells the source that port. Where
 it waits at others, sources reach it directly; if wanted, rules of nftables (:mod:`qmpfilter.daemon.nft`) bring them
 to a port of the daemon's own.
+
+The guest's disks come to a port of their own. Where that waits at a loopback address too, it is taken in the same way
+and led through; elsewhere sources reach it past the filter.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class Front:
     :param nft: rules may bring a source that goes to QEMU directly
     :ivar listening: where the source comes
     :ivar connect: where QEMU waits
+    :ivar storage: where it waits for the guest's disks, if the source brings them here; empty if not
     :ivar redirect: the rule that this takes, which is not set here; None if it takes none
     :raises HostError: it cannot be put there; says why
     """
@@ -50,6 +54,7 @@ class Front:
         self._restore: tuple[str, str] | None = None
         self._kept = False
         self.redirect: Redirect | None = None
+        self.storage = ""
         sockets: list[socket.socket] = []
         try:
             if isinstance(where, UnixAddress):
@@ -62,6 +67,9 @@ class Front:
             else:
                 self.connect = str(where)
                 shown = _take_port(where, addresses, sockets)
+            if isinstance(incoming.storage, TcpAddress) and is_loopback(incoming.storage):
+                _take_port(incoming.storage, addresses, sockets)
+                self.storage = str(incoming.storage)
         except (HostError, OSError):
             self._close(sockets)
             raise
@@ -126,8 +134,8 @@ def _only(incoming: Incoming) -> Address:
         raise HostError(f"the domain's QEMU, process {incoming.pid}, listens nowhere")
     shown = ", ".join(map(str, incoming.listens))
     raise HostError(
-        f"the domain's QEMU listens at {shown}, and which of them is for the guest cannot be told: with storage "
-        "(--copy-storage-*) use a relay at the source, or one that rules of nftables lead to"
+        f"the domain's QEMU listens at {shown}, and which of them is for the guest cannot be told: use a relay at "
+        "the source, or one that rules of nftables lead to"
     )
 
 

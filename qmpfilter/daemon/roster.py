@@ -63,6 +63,7 @@ class Wanted:
     :param uuid: of the domain, empty where it is not known
     :param keep_records: svm2 records of a guest that arrives are kept as files
     :param redirected: see :class:`~qmpfilter.daemon.sessions.Origin`
+    :param storage: see :class:`~qmpfilter.relay.order.Order`
     """
 
     listen: Listening | Bound | None
@@ -77,6 +78,7 @@ class Wanted:
     uuid: str = ""
     keep_records: bool = False
     redirected: int = 0
+    storage: str = ""
     pairing: Pairing = field(default_factory=Pairing)
 
 
@@ -253,6 +255,7 @@ class Roster:
                 name=wanted.name,
                 uuid=wanted.uuid,
                 records=self.config.records_directory(name) if wanted.keep_records else None,
+                storage=wanted.storage,
                 pairing=wanted.pairing,
             )
             await worker.give(order, sockets)

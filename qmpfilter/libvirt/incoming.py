@@ -4,26 +4,35 @@
 libvirt runs the hook ``started`` when QEMU listens for a migration and the source does not know yet that it may come.
 Its own call about this domain would wait for the hook, and its monitor is taken.
 
+Where the guest's disks come too (``--copy-storage-*``), QEMU listens for them apart. It lets as many connections wait
+there as the kernel allows, and for the guest itself as many as that has channels.
+
 Sources: proc(5) (cmdline, fd, net/tcp, net/unix); Linux 6.1 include/net/tcp_states.h, include/uapi/linux/net.h;
-libvirt 11.3 src/qemu/qemu_command.c (``-uuid``, ``-incoming defer``, sockets that libvirt opened are ``fd=N``).
+libvirt 11.3 src/qemu/qemu_command.c (``-uuid``, ``-incoming defer``, sockets that libvirt opened are ``fd=N``),
+src/qemu/qemu_migration.c (qemuMigrationDstPrepareActive: both listen before the hook runs); QEMU 10.2.2
+blockdev-nbd.c (nbd_server_start), migration/socket.c (socket_start_incoming_migration).
 """
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import re
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from qmpfilter.errors import HostError
+from qmpfilter.libvirt.backlog import backlogs
 from qmpfilter.libvirt.listeners import own_listeners
 from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
 
 __all__ = ["Incoming", "find_incoming", "is_loopback", "local_addresses"]
+
+_log: Final = logging.getLogger(__name__)
 
 _LISTENS: Final = "0A"  # tcp_states.h, TCP_LISTEN
 _ACCEPTS: Final = 1 << 16  # net.h, __SO_ACCEPTCON
@@ -37,11 +46,13 @@ class Incoming:
     """A QEMU that waits for its guest.
 
     :param listens: where, as far as that is not for its devices, monitors and the like; more than one where storage
-        comes too
+        comes too, and which is for that cannot be told
+    :param storage: where it waits for the guest's disks
     """
 
     pid: int
     listens: tuple[Address, ...]
+    storage: Address | None = None
 
 
 def find_incoming(
@@ -86,16 +97,32 @@ def _incoming(process: Path, arguments: list[str], ports: Collection[int], paths
             for descriptor in os.listdir(process / "fd")
             if descriptor not in given and (match := _SOCKET.fullmatch(_target(process / "fd" / descriptor)))
         }
-        listens = [
-            address
+        listens = {
+            int(inode): address
             for inode, address in _listening(process / "net")
             if inode in sockets and not _is_of_device(address, {*ports, *own.ports}, {*paths, *own.paths})
-        ]
+        }
     except OSError as error:
         raise HostError(
             f"the domain's QEMU, process {process.name}, may not be looked into: {error.strerror or error}"
         ) from error
-    return Incoming(int(process.name), tuple(listens))
+    return _told_apart(int(process.name), listens)
+
+
+def _told_apart(pid: int, listens: Mapping[int, Address]) -> Incoming:
+    """
+    :param listens: where a QEMU listens, by inode
+    """
+    if len(listens) == 2:
+        try:
+            known = backlogs()
+            guest, storage = sorted(listens, key=known.__getitem__)
+        except (OSError, KeyError) as error:
+            _log.warning("how many connections may wait for the QEMU of process %d cannot be told: %s", pid, error)
+        else:
+            if known[guest] < known[storage]:
+                return Incoming(pid, (listens[guest],), listens[storage])
+    return Incoming(pid, tuple(listens.values()))
 
 
 def _target(descriptor: Path) -> str:

@@ -30,9 +30,10 @@ class Channel(enum.Enum):
 
     MAIN = "main"
     MULTIFD = "multifd"
+    STORAGE = "storage"
+    """That of a disk, NBD: by where it came, or by saying nothing before the main channel is there."""
     OTHER = "other"
-    """One that begins in no known way, or with nothing: postcopy-preempt, NBD, whose server speaks first; or a
-    stranger's."""
+    """One that begins in no known way, or with nothing: postcopy-preempt, or a stranger's."""
 
 
 def channel_of(first: bytes) -> Channel:

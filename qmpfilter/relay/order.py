@@ -30,6 +30,7 @@ class Order:
     :param destination: an address as :func:`~qmpfilter.relay.address.parse_destination` takes it; where the source
         is told to migrate over QMP, also ``qmp:`` and the path of the destination's QMP socket
     :param qmp: the source's QMP socket, empty if it is not to be spoken with
+    :param storage: where the guest's disks go, which come to a port of the same number; empty if they do not
     :param asked_by: who wanted the migration, for the report
     :param pairing: how other filters are met, where an address is one
     :param read_vmcb12: VMCB12 is read over QMP where the stream leaves something to be guessed
@@ -57,6 +58,7 @@ class Order:
     audit: Path | None = None
     audit_required: bool = False
     qmp: str = ""
+    storage: str = ""
     read_vmcb12: bool = True
     name: str = ""
     uuid: str = ""

@@ -24,12 +24,21 @@ from qmpfilter import __version__
 from qmpfilter.errors import HostError, PolicyError, QmpfilterError, StreamError
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Mode
-from qmpfilter.relay.address import Destination, Listening, PairAddress, TcpAddress, tune
+from qmpfilter.relay.address import (
+    Address,
+    Destination,
+    Listening,
+    OriginalDestination,
+    PairAddress,
+    TcpAddress,
+    tune,
+)
 from qmpfilter.relay.channel import FIRST_BYTES, first_bytes
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.pair_protocol import FORMATS, NATIVE, SPOKEN, Answer, Hello, Inbox, agreed, refusal
 from qmpfilter.relay.relay import Relay
+from qmpfilter.relay.storage import Storage
 from qmpfilter.relay.tls import Secured, TlsEnd, contexts, secure
 from qmpfilter.verdict.facts import HostFacts
 from qmpfilter.wire.framing import TLS_HANDSHAKE
@@ -135,10 +144,16 @@ class Pair:
         found["destination"] = None if self._outgoing is None else self._outgoing.link
         return {side: link for side, link in found.items() if link is not None}
 
-    def relay(self, destination: Destination) -> Relay:
-        """What passes the migration on to a destination."""
+    def relay(self, destination: Destination, storage: Address | None = None) -> Relay:
+        """What passes the migration on to a destination.
+
+        :param storage: where the guest's disks go, if they come here at the same port
+        """
+        if isinstance(destination, OriginalDestination):
+            return Relay(destination.connect, self._gate, self._waits, storage=Storage(destination.connect))
         if not isinstance(destination, PairAddress):
-            return Relay(destination.connect, self._gate, self._waits)
+            disks = Storage(storage.connect, storage.port) if isinstance(storage, TcpAddress) else None
+            return Relay(destination.connect, self._gate, self._waits, storage=disks)
         self._outgoing = Outgoing(
             destination, self._pairing, self._waits, domain=self._domain, heard=self._gate.learn
         )

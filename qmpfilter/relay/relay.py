@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import select
 import socket
 import threading
 import time
@@ -38,9 +37,10 @@ from qmpfilter.relay.line import Line
 from qmpfilter.relay.looker import Looker
 from qmpfilter.relay.pump import Pump
 from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session, outcome_of
+from qmpfilter.relay.storage import Storage
+from qmpfilter.relay.withdraw import withdraw
 from qmpfilter.wire.feed import NeedData
 from qmpfilter.wire.returnpath import ReturnPathParser
-from qmpfilter.wire.withdrawal import withdrawal
 
 __all__ = ["Relay"]
 
@@ -49,8 +49,6 @@ _log: Final = logging.getLogger(__name__)
 _BUFFER: Final = 1 << 20
 _FIRST: Final = 4096
 _SILENCE: Final = 0.2
-# For a destination to take, and to heed, why the migration is withdrawn.
-_LAST_WORDS_SECONDS: Final = 3.0
 
 
 class Relay:
@@ -60,6 +58,7 @@ class Relay:
     :param looker: sees the main channel
     :param waits: how long to wait for what
     :param paired: those connections lead to another filter
+    :param storage: the guest's disks come here too, None if not
     :ivar session: what became of it
     :ivar backward: bytes passed on to the source on the return path
     :ivar channels: the source's channels in the order in which they were connected onward
@@ -76,8 +75,10 @@ class Relay:
         waits: Waits,
         *,
         paired: bool = False,
+        storage: Storage | None = None,
     ) -> None:
         self.session = Session(paired=paired)
+        self._storage = storage
         self.backward = 0
         self.channels: list[Channel] = []
         self.times: dict[str, float] = {}
@@ -156,6 +157,9 @@ class Relay:
         early: list[tuple[socket.socket, Channel]] = []
         try:
             while True:
+                if any(pump.is_open for _, pump in self._pumps):
+                    # Disks take their time, and the guest comes after them.
+                    deadline = Deadline(self._waits.source, deadline.what)
                 at_hand = connected.pop(0) if connected else None
                 connection = at_hand or self._door.accept(listeners, deadline.remaining())
                 if connection is None:
@@ -163,11 +167,15 @@ class Relay:
                     if self.session.phase is Phase.ENDED:
                         raise HostError("the migration was ended before the source connected")
                     continue
+                if self._storage is not None and self._storage.has_port_of(connection):
+                    self._open_extra(connection, Channel.STORAGE)
+                    continue
                 # Who has connected once will not do so again: all the time there is.
                 if at_hand and not self._await_bytes(connection, deadline):
                     connection.close()
                     raise HostError("the migration was ended before the source sent anything")
-                first = first_bytes(connection, self._waits.hello)
+                patience = self._waits.hello if self._storage is None else self._storage.patience(self._waits.hello)
+                first = first_bytes(connection, patience)
                 if first is None:
                     # Somebody tried whether anyone listens: nothing that a destination may see.
                     connection.close()
@@ -180,6 +188,9 @@ class Relay:
                     raise
                 if kind is Channel.MAIN:
                     return connection, early
+                if self._storage is not None and self._storage.means(first):
+                    self._open_extra(connection, Channel.STORAGE)
+                    continue
                 early.append((connection, kind))
         except BaseException:
             for connection, _ in early:
@@ -215,12 +226,13 @@ class Relay:
         :raises OSError: the same
         """
         try:
-            destination = self._connect(Deadline(self._waits.connect, "connecting an extra channel"), source)
+            onward = self._storage.connect if self._storage and kind is Channel.STORAGE else self._connect
+            destination = onward(Deadline(self._waits.connect, "connecting an extra channel"), source)
             tune(source)
             tune(destination)
         except (QmpfilterError, OSError) as error:
             source.close()
-            if kind is not Channel.OTHER:
+            if kind not in (Channel.OTHER, Channel.STORAGE):
                 raise
             # Anybody may connect and say something, or nothing. A source whose channel this was sees it end.
             _log.warning("a further connection was closed: %s", error)
@@ -236,6 +248,9 @@ class Relay:
             connection = self._door.accept(listeners, _SILENCE)
             if connection is None:
                 self._heed_interrupt()
+                continue
+            if self._storage is not None and self._storage.has_port_of(connection):
+                self._open_extra(connection, Channel.STORAGE)
                 continue
             first = first_bytes(connection, _SILENCE)
             try:
@@ -449,7 +464,7 @@ class Relay:
         if action is Action.BREAK_DESTINATION and self._destination is not None:
             self._destination.shutdown(socket.SHUT_RDWR)
         elif action is Action.TELL_DESTINATION and self._destination is not None:
-            self._tell(self._destination)
+            withdraw(self._destination, self.session.reason)
         elif action is Action.END_DESTINATION and self._destination is not None:
             self._destination.shutdown(socket.SHUT_WR)
         elif action is Action.SHUT_SOURCE and self._source is not None:
@@ -457,20 +472,6 @@ class Relay:
                 self._source.sendall(SHUT_FAILED)
         elif action is Action.CLOSE_SOURCE and self._source is not None:
             self._source.shutdown(socket.SHUT_WR)
-
-    def _tell(self, destination: socket.socket) -> None:
-        """Say why, and give the destination a moment to read it: the source may have it ended once it is told."""
-        words = withdrawal(self.session.reason)
-        try:
-            destination.settimeout(_LAST_WORDS_SECONDS)
-            destination.sendall(words)
-            destination.shutdown(socket.SHUT_WR)
-            ending = select.poll()
-            ending.register(destination, select.POLLRDHUP)
-            ending.poll(_LAST_WORDS_SECONDS * 1000)
-        except OSError:
-            # It has gone, or takes nothing.
-            destination.shutdown(socket.SHUT_RDWR)
 
     def _note(self, what: str) -> None:
         self.moments[what] = datetime.now(UTC)

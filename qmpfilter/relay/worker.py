@@ -37,7 +37,7 @@ from qmpfilter.audit.log import AuditLog
 from qmpfilter.errors import BugError, HostError, PolicyError
 from qmpfilter.filter.gate import Gate, Memory, Piece
 from qmpfilter.filter.policy import Mode, Policy
-from qmpfilter.relay.address import PAIR, parse_destination, parse_listening
+from qmpfilter.relay.address import PAIR, parse_address, parse_destination, parse_listening
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.order import Order
 from qmpfilter.relay.pair import Pair
@@ -335,7 +335,8 @@ class Worker:
         order = self.order
         gate = self.make_gate(order.policy, order.kill_switch.exists, memory)
         self.pair = Pair(order.pairing, order.waits, gate, order.kill_switch.exists, self.domain)
-        return self.pair.relay(parse_destination(order.destination)), gate
+        storage = parse_address(order.storage) if order.storage else None
+        return self.pair.relay(parse_destination(order.destination), storage), gate
 
     def _attend(self) -> None:
         """Pass on what happens, and what the daemon wants."""

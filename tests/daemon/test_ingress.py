@@ -72,6 +72,21 @@ def test_a_port_is_taken_at_other_addresses() -> None:
                 socket.create_connection((host, port)).close()
 
 
+def test_the_port_of_disks_is_taken_too() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as behind, socket.create_server(("127.0.0.2", 0)) as disks:
+        where = TcpAddress(*behind.getsockname()), TcpAddress(*disks.getsockname())
+        with Front(Incoming(1, where[:1], where[1]), ["127.0.0.3"]) as front:
+            assert (front.connect, front.storage) == (str(where[0]), str(where[1]))
+            taken = [end.getsockname() for end in front.listening.sockets]
+            assert taken == [("127.0.0.3", one.port) for one in where]
+
+
+@pytest.mark.parametrize("where", [TcpAddress("0.0.0.0", 49153), UnixAddress("/disks")], ids=str)
+def test_disks_that_come_past_it_are_left_alone(qemu: UnixAddress, where: Address) -> None:
+    with qemu.listen(), Front(Incoming(1, (qemu,), where), ["127.0.0.3"]) as front:
+        assert (front.storage, len(front.listening.sockets)) == ("", 1)
+
+
 def test_where_a_source_comes_directly_a_rule_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as ours:
         monkeypatch.setattr(ingress, "open_listener", lambda: ours)

@@ -38,12 +38,17 @@ GUEST = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qem
   <os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os>
   <cpu mode='custom' match='exact'><model>qemu64</model></cpu>
   <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator><serial type='null'/><memballoon model='none'/>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator><serial type='null'/><memballoon model='none'/>{disk}
   </devices>{more}
 </domain>
 """
 QMP: Final = "/tmp/guest.qmp"
 """Every session has a directory /tmp of its own."""
+_DISK: Final = "/tmp/guest.disk"
+_WITH_DISK: Final = f"""
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/><source file='{_DISK}'/><target dev='vda' bus='virtio'/>
+    </disk>"""
 # What cannot be compressed takes time where bandwidth is limited.
 _FULL: Final = f"""
   <qemu:commandline>
@@ -151,6 +156,12 @@ class SessionDaemon:
             raise VirshError(done.stderr.strip() or done.stdout.strip())
         return done.stdout.strip()
 
+    def shell(self, script: str) -> str:
+        """What a script prints there."""
+        done = self._run(["sh", "-c", script])
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def state(self, domain: str) -> str:
         """The state of a domain in virsh's words, "absent" if there is none."""
         try:
@@ -243,20 +254,36 @@ def shared_directory(directories: pytest.TempPathFactory) -> Path:
         if directory.stat().st_mode & 0o005 == 0o005:
             break
         directory.chmod(0o755)
-    (shared / "guest.xml").write_text(GUEST.format(more=""))
-    (shared / "full.xml").write_text(GUEST.format(more=_FULL))
+    (shared / "guest.xml").write_text(GUEST.format(disk="", more=""))
+    (shared / "full.xml").write_text(GUEST.format(disk="", more=_FULL))
+    (shared / "disk.xml").write_text(GUEST.format(disk=_WITH_DISK, more=""))
     return shared
 
 
 @contextmanager
-def guest_of(first: SessionDaemon, *others: SessionDaemon, full: bool = False) -> Iterator[None]:
+def guest_with_disk(here: SessionDaemon, there: SessionDaemon) -> Iterator[None]:
+    """A guest that runs at one session, with a disk full of noise, and room for that at the other."""
+    here.shell(f"head -c 8M /dev/urandom >{_DISK}")
+    there.shell(f"truncate -s 0 {_DISK}; truncate -s 8M {_DISK}")
+    with guest_of(here, there, kind="disk"):
+        yield
+
+
+def assert_same_disk(*daemons: SessionDaemon) -> None:
+    """What is in the guest's disk is the same everywhere."""
+    assert len({daemon.shell(f"sha256sum {_DISK}") for daemon in daemons}) == 1
+
+
+@contextmanager
+def guest_of(first: SessionDaemon, *others: SessionDaemon, kind: str = "guest") -> Iterator[None]:
     """A guest that runs at the first; what is left of it goes, wherever it is.
 
-    :param full: a quarter of its memory is noise, which is never sent in a moment, and it has a QMP socket
+    :param kind: "full": a quarter of its memory is noise, which is never sent in a moment, and it has a QMP socket;
+        "disk": it has one, see :func:`guest_with_disk`
     """
-    if full:
+    if kind == "full":
         (first.directory.parent / "noise").write_bytes(os.urandom(_NOISE))
-    first.virsh("create", f"/shared/{'full' if full else 'guest'}.xml")
+    first.virsh("create", f"/shared/{kind}.xml")
     try:
         yield
     finally:

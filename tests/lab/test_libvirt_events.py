@@ -43,7 +43,7 @@ def test_events_are_logged_and_stand_in_the_report(pair: list[SessionDaemon]) ->
     old, other = pair
     config = f'runtime_directory = "{HOME}/runtime"\nstate_directory = "{HOME}/state"\nlog = "text"\n'
     (old.directory / "q.toml").write_text(f'{config}[libvirt]\nuri = "{old.uri}"\n')
-    with guest_of(old, other, full=True), old.running_qmpfilter("run", "--config", f"{HOME}/q.toml") as daemon:
+    with guest_of(old, other, kind="full"), old.running_qmpfilter("run", "--config", f"{HOME}/q.toml") as daemon:
         said: list[str] = []
         assert daemon.process.stderr is not None
         read_until(daemon.process.stderr, said, lambda line: line.endswith("are heard\n"))

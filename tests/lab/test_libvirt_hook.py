@@ -16,7 +16,17 @@ from qmpfilter.libvirt.arrival import Arrival
 from qmpfilter.libvirt.domain import DomainXml
 from tests.lab.hosts import MID, OLD
 from tests.lab.inhost.waiting import listens, wait_until
-from tests.lab.session import SECONDS, SessionDaemon, Started, VirshError, guest_of, provide_package, shared_directory
+from tests.lab.session import (
+    SECONDS,
+    SessionDaemon,
+    Started,
+    VirshError,
+    assert_same_disk,
+    guest_of,
+    guest_with_disk,
+    provide_package,
+    shared_directory,
+)
 
 pytestmark = pytest.mark.lab
 
@@ -104,6 +114,21 @@ def test_it_needs_no_flags(pair: tuple[SessionDaemon, SessionDaemon], way: str) 
         assert "<name>a</name>" in mid.virsh("metadata", "guest", "urn:nova")
         # The worker leaves its report, and the daemon clears up when the worker has gone.
         wait_until(lambda: not list(mid.directory.parent.glob("m.sock*")), SECONDS, "the sockets' end", 0.1)
+
+
+@pytest.mark.parametrize("way", ["plain", "p2p", "parallel"])
+@pytest.mark.usefixtures("daemon")
+def test_its_disk_comes_too(pair: tuple[SessionDaemon, SessionDaemon], way: str) -> None:
+    old, mid = pair
+    with guest_with_disk(old, mid):
+        old.virsh("migrate", "--live", "--copy-storage-all", *WAYS[way], "guest", mid.uri)
+        assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
+        assert_same_disk(old, mid)
+        session = arrived(mid).session
+        wait_until(lambda: session in reports(mid), SECONDS, "the report", 0.1)
+        report = reports(mid)[session]
+        assert (report["outcome"], report["warnings"]) == ("completed", [])
+        assert report["channels"][:2] == ["storage", "main"]
 
 
 @pytest.mark.usefixtures("daemon")

@@ -139,7 +139,7 @@ def test_what_is_not_done_leaves_the_guest(pair: Pair) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_middle(pair: Pair, number: signal.Signals) -> None:
     old, mid = pair
-    with guest_of(*pair, full=True):
+    with guest_of(*pair, kind="full"):
         options = ("--live", "--bandwidth", "1", "--report", "/shared/old/report")
         with old.running_qmpfilter("migrate", "guest", mid.uri, *options) as running:
             assert running.process.stderr is not None

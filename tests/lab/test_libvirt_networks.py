@@ -16,7 +16,14 @@ import pytest
 from tests.lab.hosts import MID, OLD
 from tests.lab.inhost.waiting import wait_until
 from tests.lab.networks import run, two_networks, within
-from tests.lab.session import SECONDS, SessionDaemon, guest_of, shared_directory
+from tests.lab.session import (
+    SECONDS,
+    SessionDaemon,
+    assert_same_disk,
+    guest_of,
+    guest_with_disk,
+    shared_directory,
+)
 
 pytestmark = pytest.mark.lab
 
@@ -85,9 +92,27 @@ def test_at_an_address(
         assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
 
 
+ENDS: Final = [("source",), ("destination",), ("source", "destination")]
+
+
+@pytest.mark.parametrize("ends", ENDS, ids="+".join)
+def test_redirected_disks_come_too(
+    pair: tuple[SessionDaemon, SessionDaemon], tmp_path: Path, ends: tuple[str, ...]
+) -> None:
+    old, mid = pair
+    with guest_with_disk(old, mid), ExitStack() as relays:
+        for end in ends:
+            relays.enter_context(redirecting(old if end == "source" else mid, end, tmp_path / end))
+        old.virsh("migrate", "--live", "--copy-storage-all", "guest", mid.uri)
+        assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
+        assert_same_disk(old, mid)
+    for end in ends:
+        assert json.loads((tmp_path / end).read_text())["channels"] == ["storage", "main"]
+
+
 @pytest.mark.parametrize("flags", [(), ("--p2p",), ("--parallel",)], ids=["plain", "p2p", "parallel"])
-@pytest.mark.parametrize("ends", [("source",), ("destination",), ("source", "destination")], ids="+".join)
-def test_redirected_it_needs_no_flags(
+@pytest.mark.parametrize("ends", ENDS, ids="+".join)
+def test_redirected_it_it_needs_no_flags(
     pair: tuple[SessionDaemon, SessionDaemon], tmp_path: Path, ends: tuple[str, ...], flags: tuple[str, ...]
 ) -> None:
     old, mid = pair

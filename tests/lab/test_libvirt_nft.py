@@ -15,7 +15,15 @@ from qmpfilter.errors import HostError
 from tests.lab.hosts import MID, OLD
 from tests.lab.inhost.waiting import wait_until
 from tests.lab.networks import run, two_networks, within
-from tests.lab.session import SECONDS, SessionDaemon, guest_of, provide_package, shared_directory
+from tests.lab.session import (
+    SECONDS,
+    SessionDaemon,
+    assert_same_disk,
+    guest_of,
+    guest_with_disk,
+    provide_package,
+    shared_directory,
+)
 
 pytestmark = pytest.mark.lab
 
@@ -83,3 +91,16 @@ def test_it_needs_no_flags_and_no_configuration(pair: tuple[SessionDaemon, Sessi
         assert (report["outcome"], report["domain"]["name"], report["warnings"]) == ("completed", "guest", [])
         assert len(report["channels"]) == (3 if way == "parallel" else 1)
         wait_until(lambda: tables(mid) == "", SECONDS, "the rules to go")
+
+
+def test_its_disk_goes_past_the_filter(pair: tuple[SessionDaemon, SessionDaemon]) -> None:
+    old, mid = pair
+    sessions = mid.directory / "state/sessions"
+    before = len(reports(sessions))
+    with guest_with_disk(old, mid):
+        old.virsh("migrate", "--live", "--copy-storage-all", "guest", mid.uri)
+        assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
+        assert_same_disk(old, mid)
+        wait_until(lambda: len(reports(sessions)) > before, SECONDS, "the report", 0.1)
+        [report] = reports(sessions)[before:]
+        assert (report["outcome"], report["channels"]) == ("completed", ["main"])

@@ -7,12 +7,14 @@ import os
 import socket
 import struct
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from qmpfilter.errors import HostError
-from qmpfilter.libvirt.incoming import find_incoming, is_loopback, local_addresses
-from qmpfilter.relay.address import TcpAddress, UnixAddress
+from qmpfilter.libvirt import incoming
+from qmpfilter.libvirt.incoming import Incoming, find_incoming, is_loopback, local_addresses
+from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
 
 UUID = "0a7f"
 TCP = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
@@ -78,6 +80,30 @@ def test_where_it_waits(proc: Proc) -> None:
     assert found is not None
     assert found.pid == 7
     assert found.listens == (TcpAddress("127.0.0.2", 49152), UnixAddress("/run/m 1.sock"))
+
+
+NBD, GUEST = TcpAddress("127.0.0.2", 49152), TcpAddress("127.0.0.2", 49153)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "listens", "storage"),
+    [
+        ({30: 4096, 31: 1}, (GUEST,), NBD),
+        ({30: 2, 31: 128}, (NBD,), GUEST),
+        ({30: 128, 31: 128}, (NBD, GUEST), None),
+        ({30: 128}, (NBD, GUEST), None),
+        (PermissionError("no netlink"), (NBD, GUEST), None),
+    ],
+    ids=["disks first", "guest first", "alike", "one unknown", "not told"],
+)
+def test_where_it_waits_for_disks(
+    proc: Proc, monkeypatch: pytest.MonkeyPatch, waiting: dict[int, int] | OSError,
+    listens: tuple[Address, ...], storage: Address | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(incoming, "backlogs", Mock(side_effect=[waiting]))
+    tcp = row("127.0.0.2", 49152, 30) + row("127.0.0.2", 49153, 31)
+    proc.qemu(*WAITING, sockets={3: 30, 4: 31}, tcp=tcp)
+    assert find_incoming(UUID, proc=proc.root) == Incoming(7, listens, storage)
 
 
 def test_a_descriptor_that_is_closed_meanwhile_hides_no_other(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ ORDER = Order(
     report=Path("/a/report"),
     journal=Path("/a/journal"),
     kill_switch=Path("/a/off"),
+    storage="tcp:127.0.0.2:49153",
     pairing=Pairing(Encryption.NEVER, Path("/a/pki"), "8d7a1d9f-6f4a-4a3c-9d7e-1f2a3b4c5d6e"),
 )
 

@@ -26,6 +26,7 @@ from qmpfilter.relay.limits import LONGEST, Waits
 from qmpfilter.relay.looker import Looker
 from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.session import SHUT_FAILED, Outcome
+from qmpfilter.relay.storage import Storage
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER
 from qmpfilter.wire.withdrawal import withdrawal
 from tests.helpers.migration import everything, exactly
@@ -88,9 +89,14 @@ class Marked:
 
 
 class Rig:
-    """A running relay; `destinations` are the ends of its onward connections, in order."""
+    """A running relay; `destinations` are the ends of its onward connections, in order.
 
-    def __init__(self, directory: Path, looker: Looker, waits: Waits = QUICK, *, tcp: bool = False) -> None:
+    :param disks: where the guest's disks come, at a port of their own or by saying nothing
+    """
+
+    def __init__(
+        self, directory: Path, looker: Looker, waits: Waits = QUICK, *, tcp: bool = False, disks: str = ""
+    ) -> None:
         self.stack = ExitStack()
         self.address: Address = TcpAddress("127.0.0.1", 0) if tcp else UnixAddress(str(directory / "relay"))
         self.listener = self.address.listen()
@@ -98,8 +104,13 @@ class Rig:
             self.address = TcpAddress(*self.listener.getsockname())
         self.destinations: queue.Queue[socket.socket] = queue.Queue()
         self.listens = True
-        self.relay = Relay(self._connect, looker, waits)
-        self.thread = threading.Thread(target=self.relay.run, args=([self.listener],), daemon=True)
+        self.disks = self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self.copies: queue.Queue[socket.socket] = queue.Queue()
+        self.greeting = b"NBDMAGIC"
+        port = self.disks.getsockname()[1] if disks == "at a port" else None
+        storage = Storage(self._connect_disk, port) if disks else None
+        self.relay = Relay(self._connect, looker, waits, storage=storage)
+        self.thread = threading.Thread(target=self.relay.run, args=([self.listener, self.disks],), daemon=True)
         self.thread.start()
 
     def _connect(self, _: Deadline, _source: socket.socket) -> socket.socket:
@@ -109,6 +120,21 @@ class Rig:
         theirs.settimeout(SECONDS)
         self.destinations.put(self.stack.enter_context(theirs))
         return ours
+
+    def _connect_disk(self, _: Deadline, _source: socket.socket) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        theirs.settimeout(SECONDS)
+        theirs.sendall(self.greeting)
+        self.copies.put(self.stack.enter_context(theirs))
+        return ours
+
+    def dial_for_disk(self, kind: str) -> socket.socket:
+        """A connection of the source for a disk."""
+        if kind != "at a port":
+            return self.dial()
+        source = self.stack.enter_context(socket.create_connection(self.disks.getsockname()))
+        source.settimeout(SECONDS)
+        return source
 
     def dial(self, first: bytes = b"") -> socket.socket:
         source = self.stack.enter_context(self.address.connect(Deadline(SECONDS, "connecting")))
@@ -319,6 +345,69 @@ def test_an_extra_channel_that_stays_silent(rig: Rig) -> None:
     silent.close()
     assert rig.outcome() is Outcome.COMPLETED
     assert rig.relay.channels == [Channel.MAIN, Channel.OTHER]
+
+
+@pytest.mark.parametrize("disks", ["at a port", "silent"])
+def test_disks_are_copied_before_the_guest_comes(tmp_path: Path, disks: str) -> None:
+    # The guest comes when nobody would wait for it any more but for its disks.
+    rig = Rig(tmp_path, Marked(), replace(QUICK, source=1, hello=0.1), disks=disks)
+    with rig.stack:
+        client = rig.dial_for_disk(disks)
+        server = rig.copies.get(timeout=SECONDS)
+        assert exactly(client, 8) == b"NBDMAGIC"
+        time.sleep(1.5)
+        client.sendall(b"a block")
+        assert exactly(server, 7) == b"a block"
+        source = rig.dial(RAM)
+        destination = rig.destination()
+        assert exactly(destination, len(RAM)) == RAM
+        second = rig.dial_for_disk("at a port") if disks == "at a port" else None
+        if second is not None:
+            rig.copies.get(timeout=SECONDS)
+            second.close()
+        client.close()
+        assert everything(server) == b""
+        source.sendall(TAIL + END)
+        assert exactly(destination, len(TAIL + END)) == TAIL + END
+        completes(rig, source, destination)
+        assert rig.relay.channels[:2] == [Channel.STORAGE, Channel.MAIN]
+
+
+@pytest.mark.parametrize("disks", ["at a port", "silent"])
+def test_a_guest_that_does_not_follow_its_disks(tmp_path: Path, disks: str) -> None:
+    rig = Rig(tmp_path, Marked(), replace(QUICK, source=0.5, hello=0.1), disks=disks)
+    with rig.stack:
+        client = rig.dial_for_disk(disks)
+        rig.copies.get(timeout=SECONDS)
+        client.close()
+        assert rig.outcome() is Outcome.FAILED
+        assert "waiting for the source to connect" in rig.relay.session.reason
+
+
+@pytest.mark.parametrize("disks", ["at a port", "silent"])
+@pytest.mark.parametrize("greeting", [b"SSH-2.0", b""], ids=["another", "none"])
+def test_a_guest_is_never_taken_for_a_disk(tmp_path: Path, disks: str, greeting: bytes) -> None:
+    rig = Rig(tmp_path, Marked(), replace(QUICK, connect=0.5, hello=0.1), disks=disks)
+    rig.greeting = greeting
+    with rig.stack:
+        late = rig.dial_for_disk(disks)
+        there = rig.copies.get(timeout=SECONDS)
+        # It may be closed by now, and what is not read when it is closed resets it.
+        with contextlib.suppress(ConnectionError):
+            late.sendall(RAM)
+            assert everything(late) == b""
+        assert everything(there) == b""
+        assert rig.relay.channels == []
+
+
+def test_stopping_while_disks_are_copied(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Marked(), disks="at a port")
+    with rig.stack:
+        client = rig.dial_for_disk("at a port")
+        rig.copies.get(timeout=SECONDS)
+        rig.relay.stop(HostError("the operator wants it"), Outcome.STOPPED)
+        assert rig.outcome() is Outcome.STOPPED
+        assert everything(client) == b"NBDMAGIC"
 
 
 def test_tls_is_refused_in_words(rig: Rig) -> None:
