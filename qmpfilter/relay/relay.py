@@ -38,6 +38,7 @@ from qmpfilter.relay.looker import Looker
 from qmpfilter.relay.pump import Pump
 from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session, outcome_of
 from qmpfilter.relay.storage import Storage
+from qmpfilter.relay.watch import Watch
 from qmpfilter.relay.withdraw import withdraw
 from qmpfilter.wire.feed import NeedData
 from qmpfilter.wire.returnpath import ReturnPathParser
@@ -96,7 +97,7 @@ class Relay:
         self._interrupted = False
         self._unread = False
         self._wide = False
-        self._tail_timer: threading.Timer | None = None
+        self._watch: Watch | None = None
         self._began: float | None = None
         self._tail_began: float | None = None
 
@@ -210,6 +211,8 @@ class Relay:
         self.channels.append(Channel.MAIN)
         self._destination = self._connect(Deadline(self._waits.connect, "connecting to the destination"), source)
         line = self._line = Line(source, self._destination, self._waits, lambda: self.session.phase)
+        late = DeadlineError(f"the state of devices took longer than {self._waits.tail:g} s")
+        self._watch = Watch(self._waits.tail, functools.partial(self._stop, late))
         self.session.connected()
         self._note("connected")
         self._began = time.monotonic()
@@ -270,8 +273,7 @@ class Relay:
             while thread.is_alive():
                 self._heed_interrupt()
                 thread.join(_SILENCE)
-        if self._tail_timer is not None:
-            self._tail_timer.cancel()
+        self._end_watch()
         good = self.session.outcome in (Outcome.COMPLETED, Outcome.SENT)
         for _, pump in self._pumps:
             if not good or not pump.join(self._waits.linger):
@@ -328,7 +330,7 @@ class Relay:
                 if piece.commit:
                     with self._lock:
                         if self.session.phase is Phase.STREAMING:
-                            self._cancel_tail_timer()
+                            self._end_watch()
                             self.session.committed(postcopy=self._looker.postcopy)
                             line.moved()
                             self._note("committed")
@@ -345,14 +347,13 @@ class Relay:
 
     def _heed_tail(self) -> None:
         """When the tail has begun the guest stands still: whatever this thread then waits for, that has an end."""
-        if self._tail_timer is not None or not self._looker.holding or self.session.phase is not Phase.STREAMING:
+        begun = self._tail_began is not None
+        if begun or not self._looker.holding or self.session.phase is not Phase.STREAMING:
             return
-        late = DeadlineError(f"the state of devices took longer than {self._waits.tail:g} s")
         self._tail_began = time.monotonic()
         self._note("tail")
-        self._tail_timer = threading.Timer(self._waits.tail, self._stop, (late,))
-        self._tail_timer.daemon = True
-        self._tail_timer.start()
+        if self._watch is not None:
+            self._watch.begin()
 
     def _heed_return_path(self) -> None:
         if self._looker.return_path and not self.session.return_path:
@@ -476,6 +477,6 @@ class Relay:
     def _note(self, what: str) -> None:
         self.moments[what] = datetime.now(UTC)
 
-    def _cancel_tail_timer(self) -> None:
-        if self._tail_timer is not None:
-            self._tail_timer.cancel()
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.end()
