@@ -29,7 +29,8 @@ SOCKET = ("--socket", f"{HOME}/runtime/control.sock")
 LISTEN = "tcp:127.0.0.2:49310"
 
 
-@pytest.fixture(params=[(OLD, MID), (MID, OLD)], ids=["old", "mid"])
+# No names of hosts: those would be tried at the same time, and both listen at one port.
+@pytest.fixture(params=[(OLD, MID), (MID, OLD)], ids=["by the old one", "by the newer one"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[SessionDaemon]]:
     """A libvirt whose daemon is tried, and another."""
     shared = shared_directory(tmp_path_factory)
@@ -49,6 +50,7 @@ def test_events_are_logged_and_stand_in_the_report(pair: list[SessionDaemon]) ->
         read_until(daemon.process.stderr, said, lambda line: line.endswith("are heard\n"))
         onward = "tcp:127.0.0.1:49310"
         started = old.qmpfilter("start", LISTEN, onward, "--qmp", QMP, "--json", *SOCKET)
+        assert started.returncode == 0, started.stderr
         session = json.loads(started.stdout)["session"]
         uri = ("--migrateuri", "tcp://127.0.0.2:49310", "--listen-address", "127.0.0.1")
         old.virsh("migrate", "--live", "guest", other.uri, *uri)
