@@ -112,7 +112,7 @@ def test_redirected_disks_come_too(
 
 @pytest.mark.parametrize("flags", [(), ("--p2p",), ("--parallel",)], ids=["plain", "p2p", "parallel"])
 @pytest.mark.parametrize("ends", ENDS, ids="+".join)
-def test_redirected_it_it_needs_no_flags(
+def test_redirected_it_needs_no_flags(
     pair: tuple[SessionDaemon, SessionDaemon], tmp_path: Path, ends: tuple[str, ...], flags: tuple[str, ...]
 ) -> None:
     old, mid = pair
