@@ -16,7 +16,14 @@ from qmpfilter.cli.pair_options import pair_options
 from qmpfilter.cli.policy_options import STATUS, Choices, policy_options
 from qmpfilter.doctor.gather import gather
 from qmpfilter.filter.gate import Gate
-from qmpfilter.relay.address import PairAddress, listened_at, listening, parse_destination, parse_listening
+from qmpfilter.relay.address import (
+    OriginalDestination,
+    PairAddress,
+    listened_at,
+    listening,
+    parse_destination,
+    parse_listening,
+)
 from qmpfilter.relay.pair import Pair, Pairing, check_certificates
 from qmpfilter.relay.report import as_json, as_text
 from qmpfilter.relay.session import Phase
@@ -32,8 +39,13 @@ __all__ = ["relay"]
 @click.option(
     "--domain", metavar="UUID", default="", help="The guest: one that a pair: address knows as another is refused."
 )
+@click.option(
+    "--disks",
+    is_flag=True,
+    help='With "original": disks (--copy-storage-*) come before the guest; who is silent for a second is one.',
+)
 @policy_options(onward=itemgetter("connect"))
-def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain: str) -> int:
+def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain: str, disks: bool) -> int:
     """Relay one migration: wait for a source at LISTEN, and pass it on to the destination at CONNECT.
 
     Both are addresses as QEMU writes them: tcp:HOST:PORT or unix:PATH. The source migrates to LISTEN, all its
@@ -60,6 +72,8 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
     when the destination could have started it; 2 a bug of qmpfilter; 3 wrong usage or a problem of this host.
     """
     source, destination = parse_listening(listen), parse_destination(connect)
+    if disks and not isinstance(destination, OriginalDestination):
+        raise click.UsageError('--disks is for connections that were redirected: CONNECT has to be "original"')
     pairing = replace(pairing, domain=domain)
     check_certificates(source, destination, pairing)
     policy = choices.policy
@@ -69,7 +83,7 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
     pair = Pair(pairing, choices.waits, gate, choices.kill_switch.exists)
     with listening(source) as listener:
         print(f"qmpfilter: waits at {listened_at(source, listener)}", file=sys.stderr, flush=True)
-        running = pair.relay(destination)
+        running = pair.relay(destination, disks=disks)
         listeners = pair.welcoming(source, [listener], lambda: running.session.phase is Phase.WAITING)
         # The process ends with the migration: there is no garbage worth a pause while the guest stands still.
         gc.disable()

@@ -144,7 +144,7 @@ class Hooks:
         incoming = await asyncio.to_thread(find_incoming, domain.uuid, domain.ports, domain.paths)
         if incoming is None:
             return {}
-        await self._redirects.vacate(incoming.listens)
+        await self._redirects.vacate(incoming.places)
         if announced is None:
             # It is restored from a file: no source comes, and where it listens is its own.
             if incoming.listens:
@@ -226,7 +226,7 @@ class Hooks:
     @staticmethod
     def _unreachable(incoming: Incoming) -> bool:
         """No source reaches its QEMU but by way of this daemon."""
-        return any(isinstance(one, TcpAddress) and is_loopback(one) for one in incoming.listens)
+        return any(isinstance(one, TcpAddress) and is_loopback(one) for one in incoming.places)
 
     @property
     def _is_off(self) -> bool:

@@ -20,6 +20,7 @@ from qmpfilter.daemon.nft import Redirect, apply, rules
 from qmpfilter.daemon.sessions import Origin
 from qmpfilter.errors import HostError
 from qmpfilter.relay.address import Address, TcpAddress, parse_address
+from qmpfilter.relay.channel import Channel
 
 __all__ = ["Redirects"]
 
@@ -110,7 +111,7 @@ class Redirects:
         name = str(report.get("session", ""))
         if (held := self._book.get(name)) is None:
             return
-        if report.get("channels"):
+        if Channel.MAIN.value in report.get("channels", ()):
             del self._book[name]
             self._changed.set()
         else:

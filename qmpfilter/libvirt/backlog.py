@@ -7,13 +7,14 @@ net/ipv4/tcp_diag.c (tcp_diag_get_info), net/unix/diag.c (sk_diag_show_rqlen).
 
 from __future__ import annotations
 
+import enum
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Final
 
-__all__ = ["backlogs"]
+__all__ = ["Family", "backlogs"]
 
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
@@ -38,20 +39,28 @@ _BUFFER: Final = 1 << 16
 _SECONDS: Final = 2.0
 
 
-def backlogs() -> dict[int, int]:
-    """Of TCP's and unix sockets of this network, by their inodes.
+class Family(enum.Enum):
+    """Kinds of sockets that the kernel is asked for apart."""
+
+    TCP = enum.auto()
+    UNIX = enum.auto()
+
+
+def backlogs(families: Collection[Family]) -> dict[int, int]:
+    """Of those sockets of this network, by their inodes.
 
     :raises OSError: the kernel does not tell
     """
     found: dict[int, int] = {}
-    for family in (socket.AF_INET, socket.AF_INET6):
+    for family in (socket.AF_INET, socket.AF_INET6) if Family.TCP in families else ():
         for body in _dumped(_INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, _LISTENS)):
             _, most, _, inode = _INET_ANSWER.unpack_from(body)
             found[inode] = most
-    for body in _dumped(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, _LISTENS, 0, _SHOW_QUEUES)):
-        for kind, value in _attributes(body[_UNIX_ANSWER.size :]):
-            if kind == _QUEUES:
-                found[_UNIX_ANSWER.unpack_from(body)[0]] = _TWO.unpack_from(value)[1]
+    if Family.UNIX in families:
+        for body in _dumped(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, _LISTENS, 0, _SHOW_QUEUES)):
+            for kind, value in _attributes(body[_UNIX_ANSWER.size :]):
+                if kind == _QUEUES:
+                    found[_UNIX_ANSWER.unpack_from(body)[0]] = _TWO.unpack_from(value)[1]
     return found
 
 
@@ -66,11 +75,10 @@ def _dumped(request: bytes) -> Iterator[bytes]:
             while data:
                 length, kind, *_ = _HEAD.unpack_from(data)
                 body, data = data[_HEAD.size : length], data[-(-length // _ALIGNED) * _ALIGNED :]
+                if kind in (_DONE, _ERROR) and (number := -_STATUS.unpack_from(body)[0]):
+                    raise OSError(number, os.strerror(number))
                 if kind == _DONE:
                     return
-                if kind == _ERROR:
-                    number = -_STATUS.unpack_from(body)[0]
-                    raise OSError(number, os.strerror(number))
                 yield body
 
 

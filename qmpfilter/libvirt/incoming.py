@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from qmpfilter.errors import HostError
-from qmpfilter.libvirt.backlog import backlogs
+from qmpfilter.libvirt.backlog import Family, backlogs
 from qmpfilter.libvirt.listeners import own_listeners
 from qmpfilter.relay.address import Address, TcpAddress, UnixAddress
 
@@ -36,6 +36,8 @@ _log: Final = logging.getLogger(__name__)
 
 _LISTENS: Final = "0A"  # tcp_states.h, TCP_LISTEN
 _ACCEPTS: Final = 1 << 16  # net.h, __SO_ACCEPTCON
+_SOMAXCONN: Final = 4096  # glibc 2.36 bits/socket.h; a kernel may have a lower limit
+_FAMILIES: Final = {TcpAddress: Family.TCP, UnixAddress: Family.UNIX}
 _SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
 _NO_LISTENERS: Final = ("fd:", "exec:")  # migration/migration.c: what QEMU reads is open already
 _GIVEN: Final = re.compile(r"\bfd=(\d+)\b")
@@ -53,6 +55,11 @@ class Incoming:
     pid: int
     listens: tuple[Address, ...]
     storage: Address | None = None
+
+    @property
+    def places(self) -> tuple[Address, ...]:
+        """All where a source comes."""
+        return self.listens if self.storage is None else (*self.listens, self.storage)
 
 
 def find_incoming(
@@ -106,23 +113,31 @@ def _incoming(process: Path, arguments: list[str], ports: Collection[int], paths
         raise HostError(
             f"the domain's QEMU, process {process.name}, may not be looked into: {error.strerror or error}"
         ) from error
-    return _told_apart(int(process.name), listens)
+    return _told_apart(int(process.name), listens, process.parent)
 
 
-def _told_apart(pid: int, listens: Mapping[int, Address]) -> Incoming:
-    """
+def _told_apart(pid: int, listens: Mapping[int, Address], proc: Path) -> Incoming:
+    """What it listens at, for its guest and for disks.
+
     :param listens: where a QEMU listens, by inode
     """
     if len(listens) == 2:
         try:
-            known = backlogs()
+            known = backlogs({_FAMILIES[type(address)] for address in listens.values()})
             guest, storage = sorted(listens, key=known.__getitem__)
-        except (OSError, KeyError) as error:
+            most = min(_SOMAXCONN, int((proc / "sys/net/core/somaxconn").read_text()))
+        except (OSError, KeyError, ValueError) as error:
             _log.warning("how many connections may wait for the QEMU of process %d cannot be told: %s", pid, error)
         else:
-            if known[guest] < known[storage]:
+            apart = _is_inside(listens[guest]) == _is_inside(listens[storage])
+            if known[guest] < most <= known[storage] and apart:
                 return Incoming(pid, (listens[guest],), listens[storage])
     return Incoming(pid, tuple(listens.values()))
+
+
+def _is_inside(address: Address) -> bool:
+    """Only this host reaches it. What listens for a guest and for its disks was told the same address."""
+    return isinstance(address, TcpAddress) and is_loopback(address)
 
 
 def _target(descriptor: Path) -> str:

@@ -144,16 +144,17 @@ class Pair:
         found["destination"] = None if self._outgoing is None else self._outgoing.link
         return {side: link for side, link in found.items() if link is not None}
 
-    def relay(self, destination: Destination, storage: Address | None = None) -> Relay:
+    def relay(self, destination: Destination, storage: Address | None = None, *, disks: bool = False) -> Relay:
         """What passes the migration on to a destination.
 
         :param storage: where the guest's disks go, if they come here at the same port
+        :param disks: they come here with an original destination of their own
         """
-        if isinstance(destination, OriginalDestination):
-            return Relay(destination.connect, self._gate, self._waits, storage=Storage(destination.connect))
         if not isinstance(destination, PairAddress):
-            disks = Storage(storage.connect, storage.port) if isinstance(storage, TcpAddress) else None
-            return Relay(destination.connect, self._gate, self._waits, storage=disks)
+            apart = Storage(storage.connect, storage.port) if isinstance(storage, TcpAddress) else None
+            if disks and isinstance(destination, OriginalDestination):
+                apart = Storage(destination.connect)
+            return Relay(destination.connect, self._gate, self._waits, storage=apart)
         self._outgoing = Outgoing(
             destination, self._pairing, self._waits, domain=self._domain, heard=self._gate.learn
         )

@@ -50,11 +50,6 @@ class Pump:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
-    @property
-    def is_open(self) -> bool:
-        """Neither direction has ended."""
-        return self._running == len(self._threads)
-
     def join(self, seconds: float) -> bool:
         """Wait for both directions to end; False if they did not in time."""
         for thread in self._threads:

@@ -156,17 +156,18 @@ class Relay:
         """The source's main channel, and extra channels that came before it."""
         deadline = Deadline(self._waits.source, "waiting for the source to connect")
         early: list[tuple[socket.socket, Channel]] = []
+        copied = 0
         try:
             while True:
-                if any(pump.is_open for _, pump in self._pumps):
+                self._heed_interrupt()
+                self._check_not_ended()
+                if (moved := sum(pump.forward + pump.backward for _, pump in self._pumps)) != copied:
                     # Disks take their time, and the guest comes after them.
-                    deadline = Deadline(self._waits.source, deadline.what)
+                    copied, deadline = moved, Deadline(self._waits.source, deadline.what)
                 at_hand = connected.pop(0) if connected else None
-                connection = at_hand or self._door.accept(listeners, deadline.remaining())
+                left = deadline.remaining()
+                connection = at_hand or self._door.accept(listeners, min(left, _SILENCE) if self._pumps else left)
                 if connection is None:
-                    self._heed_interrupt()
-                    if self.session.phase is Phase.ENDED:
-                        raise HostError("the migration was ended before the source connected")
                     continue
                 if self._storage is not None and self._storage.has_port_of(connection):
                     self._open_extra(connection, Channel.STORAGE)
@@ -206,8 +207,14 @@ class Relay:
                 return False
         return True
 
+    def _check_not_ended(self) -> None:
+        if self.session.phase is Phase.ENDED:
+            raise HostError("the migration was ended before the source connected")
+
     def _open_main(self, source: socket.socket) -> list[threading.Thread]:
         self._source = source
+        # A destination that is connected to and left is lost.
+        self._check_not_ended()
         self.channels.append(Channel.MAIN)
         self._destination = self._connect(Deadline(self._waits.connect, "connecting to the destination"), source)
         line = self._line = Line(source, self._destination, self._waits, lambda: self.session.phase)
@@ -275,8 +282,9 @@ class Relay:
                 thread.join(_SILENCE)
         self._end_watch()
         good = self.session.outcome in (Outcome.COMPLETED, Outcome.SENT)
+        late = time.monotonic() + self._waits.linger
         for _, pump in self._pumps:
-            if not good or not pump.join(self._waits.linger):
+            if not good or not pump.join(max(0.0, late - time.monotonic())):
                 pump.cut()
                 pump.join(self._waits.linger)
         for end in (self._source, self._destination, self._door):

@@ -22,6 +22,7 @@ __all__ = ["Storage"]
 
 _GREETING: Final = b"NBDMAGIC"
 _QUIET_SECONDS: Final = 1.0
+_GREETING_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,8 @@ class Storage:
         """
         destination = self.onward(deadline, source)
         try:
-            first = first_bytes(destination, deadline.remaining())
+            # Whoever has to be accepted waits meanwhile.
+            first = first_bytes(destination, min(deadline.remaining(), _GREETING_SECONDS))
             if not first or not _GREETING.startswith(first):
                 raise HostError("where the guest's disks would go nobody speaks NBD")
         except BaseException:

@@ -44,10 +44,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SessionDaem
 
 
 @contextmanager
-def relaying(daemon: SessionDaemon, listen: str, connect: str, report: Path) -> Iterator[None]:
+def relaying(daemon: SessionDaemon, listen: str, connect: str, report: Path, *options: str) -> Iterator[None]:
     """A relay on a daemon's host, which in the end has completed a migration."""
     assert daemon.network is not None
-    argv = [sys.executable, "-m", "qmpfilter", "relay", listen, connect, "--report", str(report)]
+    argv = [sys.executable, "-m", "qmpfilter", "relay", listen, connect, "--report", str(report), *options]
     listening = within(daemon.network, "ss", "-Hltn", f"sport = :{listen.rpartition(':')[2]}")
     with subprocess.Popen(within(daemon.network, *argv), stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -59,12 +59,12 @@ def relaying(daemon: SessionDaemon, listen: str, connect: str, report: Path) -> 
 
 
 @contextmanager
-def redirecting(daemon: SessionDaemon, rules: str, report: Path) -> Iterator[None]:
+def redirecting(daemon: SessionDaemon, rules: str, report: Path, *options: str) -> Iterator[None]:
     """The same, with rules that bring every migration to it."""
     assert daemon.network is not None
     run(*within(daemon.network, "nft", "-f", str(RULES / f"{rules}.nft")))
     try:
-        with relaying(daemon, "tcp::49400", "original", report):
+        with relaying(daemon, "tcp::49400", "original", report, *options):
             yield
     finally:
         run(*within(daemon.network, "nft", "delete", "table", "inet", f"qmpfilter_{rules}"))
@@ -102,7 +102,7 @@ def test_redirected_disks_come_too(
     old, mid = pair
     with guest_with_disk(old, mid), ExitStack() as relays:
         for end in ends:
-            relays.enter_context(redirecting(old if end == "source" else mid, end, tmp_path / end))
+            relays.enter_context(redirecting(old if end == "source" else mid, end, tmp_path / end, "--disks"))
         old.virsh("migrate", "--live", "--copy-storage-all", "guest", mid.uri)
         assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
         assert_same_disk(old, mid)

@@ -86,24 +86,38 @@ NBD, GUEST = TcpAddress("127.0.0.2", 49152), TcpAddress("127.0.0.2", 49153)
 
 
 @pytest.mark.parametrize(
-    ("waiting", "listens", "storage"),
+    ("waiting", "limit", "listens", "storage"),
     [
-        ({30: 4096, 31: 1}, (GUEST,), NBD),
-        ({30: 2, 31: 128}, (NBD,), GUEST),
-        ({30: 128, 31: 128}, (NBD, GUEST), None),
-        ({30: 128}, (NBD, GUEST), None),
-        (PermissionError("no netlink"), (NBD, GUEST), None),
+        ({30: 4096, 31: 1}, 4096, (GUEST,), NBD),
+        ({30: 2, 31: 128}, 128, (NBD,), GUEST),
+        ({30: 2, 31: 4096}, 65536, (NBD,), GUEST),
+        ({30: 128, 31: 128}, 128, (NBD, GUEST), None),
+        ({30: 16, 31: 1}, 4096, (NBD, GUEST), None),
+        ({30: 128}, 128, (NBD, GUEST), None),
+        (PermissionError("no netlink"), 4096, (NBD, GUEST), None),
     ],
-    ids=["disks first", "guest first", "alike", "one unknown", "not told"],
+    ids=["disks first", "guest first", "more is allowed", "alike", "something else", "one unknown", "not told"],
 )
 def test_where_it_waits_for_disks(
-    proc: Proc, monkeypatch: pytest.MonkeyPatch, waiting: dict[int, int] | OSError,
+    proc: Proc, monkeypatch: pytest.MonkeyPatch, waiting: dict[int, int] | OSError, limit: int,
     listens: tuple[Address, ...], storage: Address | None,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(incoming, "backlogs", Mock(side_effect=[waiting]))
     tcp = row("127.0.0.2", 49152, 30) + row("127.0.0.2", 49153, 31)
     proc.qemu(*WAITING, sockets={3: 30, 4: 31}, tcp=tcp)
+    (proc.root / "sys/net/core").mkdir(parents=True)
+    (proc.root / "sys/net/core/somaxconn").write_text(f"{limit}\n")
     assert find_incoming(UUID, proc=proc.root) == Incoming(7, listens, storage)
+
+
+def test_disks_and_guest_are_told_the_same_address(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "backlogs", Mock(return_value={30: 4096, 31: 1}))
+    proc.qemu(*WAITING, sockets={3: 30, 4: 31}, tcp=row("0.0.0.0", 49152, 30) + row("127.0.0.1", 49153, 31))
+    (proc.root / "sys/net/core").mkdir(parents=True)
+    (proc.root / "sys/net/core/somaxconn").write_text("4096\n")
+    found = find_incoming(UUID, proc=proc.root)
+    assert found is not None
+    assert (len(found.listens), found.storage, len(found.places)) == (2, None, 2)
 
 
 def test_a_descriptor_that_is_closed_meanwhile_hides_no_other(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -355,9 +355,10 @@ def test_disks_are_copied_before_the_guest_comes(tmp_path: Path, disks: str) -> 
         client = rig.dial_for_disk(disks)
         server = rig.copies.get(timeout=SECONDS)
         assert exactly(client, 8) == b"NBDMAGIC"
-        time.sleep(1.5)
-        client.sendall(b"a block")
-        assert exactly(server, 7) == b"a block"
+        for _ in range(8):
+            time.sleep(0.2)
+            client.sendall(b"a block")
+            assert exactly(server, 7) == b"a block"
         source = rig.dial(RAM)
         destination = rig.destination()
         assert exactly(destination, len(RAM)) == RAM
@@ -400,6 +401,28 @@ def test_a_guest_is_never_taken_for_a_disk(tmp_path: Path, disks: str, greeting:
         rig.relay.stop(HostError("enough"))
         assert rig.outcome() is Outcome.FAILED
         assert rig.relay.channels == []
+
+
+def test_a_disk_of_which_nothing_comes_keeps_nobody_waiting(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Marked(), replace(QUICK, source=0.5), disks="at a port")
+    with rig.stack:
+        client = rig.dial_for_disk("at a port")
+        assert exactly(client, 8) == b"NBDMAGIC"
+        assert rig.outcome() is Outcome.FAILED
+        assert "waiting for the source to connect" in rig.relay.session.reason
+
+
+def test_what_was_stopped_connects_nobody(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, Marked(), disks="at a port")
+    rig.greeting = b""
+    with rig.stack:
+        # The relay waits for a greeting, and the source for the relay.
+        rig.dial_for_disk("at a port")
+        rig.copies.get(timeout=SECONDS)
+        rig.dial(RAM)
+        rig.relay.stop(HostError("the operator wants it"), Outcome.STOPPED)
+        assert rig.outcome() is Outcome.STOPPED
+        assert rig.destinations.empty()
 
 
 def test_stopping_while_disks_are_copied(tmp_path: Path) -> None:
