@@ -35,7 +35,6 @@ from qmpfilter.libvirt.arrival import Arrival
 from qmpfilter.libvirt.domain import DomainXml
 from qmpfilter.libvirt.incoming import Incoming, find_incoming, is_loopback
 from qmpfilter.libvirt.metadata import NAMESPACE, DomainPolicy
-from qmpfilter.relay.address import TcpAddress
 from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["Hooks"]
@@ -226,7 +225,7 @@ class Hooks:
     @staticmethod
     def _unreachable(incoming: Incoming) -> bool:
         """No source reaches its QEMU but by way of this daemon."""
-        return any(isinstance(one, TcpAddress) and is_loopback(one) for one in incoming.places)
+        return any(map(is_loopback, incoming.places))
 
     @property
     def _is_off(self) -> bool:

@@ -67,7 +67,7 @@ class Front:
             else:
                 self.connect = str(where)
                 shown = _take_port(where, addresses, sockets)
-            if isinstance(incoming.storage, TcpAddress) and is_loopback(incoming.storage):
+            if is_loopback(incoming.storage):
                 _take_port(incoming.storage, addresses, sockets)
                 self.storage = str(incoming.storage)
         except (HostError, OSError):

@@ -23,7 +23,7 @@ import struct
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeGuard
 
 from qmpfilter.errors import HostError
 from qmpfilter.libvirt.backlog import Family, backlogs
@@ -129,15 +129,11 @@ def _told_apart(pid: int, listens: Mapping[int, Address], proc: Path) -> Incomin
         except (OSError, KeyError, ValueError) as error:
             _log.warning("how many connections may wait for the QEMU of process %d cannot be told: %s", pid, error)
         else:
-            apart = _is_inside(listens[guest]) == _is_inside(listens[storage])
-            if known[guest] < most <= known[storage] and apart:
+            # Both were told the same address.
+            together = is_loopback(listens[guest]) == is_loopback(listens[storage])
+            if known[guest] < most <= known[storage] and together:
                 return Incoming(pid, (listens[guest],), listens[storage])
     return Incoming(pid, tuple(listens.values()))
-
-
-def _is_inside(address: Address) -> bool:
-    """Only this host reaches it. What listens for a guest and for its disks was told the same address."""
-    return isinstance(address, TcpAddress) and is_loopback(address)
 
 
 def _target(descriptor: Path) -> str:
@@ -180,10 +176,10 @@ def _host(text: str) -> str:
     return str(ipaddress.ip_address(words))
 
 
-def is_loopback(address: TcpAddress) -> bool:
-    """Only programs of this host reach it."""
+def is_loopback(address: Address | None) -> TypeGuard[TcpAddress]:
+    """It is one of TCP, and only programs of this host reach it."""
     try:
-        return ipaddress.ip_address(address.host).is_loopback
+        return isinstance(address, TcpAddress) and ipaddress.ip_address(address.host).is_loopback
     except ValueError:
         return False
 
