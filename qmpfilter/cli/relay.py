@@ -27,6 +27,7 @@ from qmpfilter.relay.address import (
 from qmpfilter.relay.pair import Pair, Pairing, check_certificates
 from qmpfilter.relay.report import as_json, as_text
 from qmpfilter.relay.session import Phase
+from qmpfilter.relay.storage import NO_STORAGE, Storage
 from qmpfilter.verdict.facts import HostFacts
 
 __all__ = ["relay"]
@@ -72,8 +73,11 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
     when the destination could have started it; 2 a bug of qmpfilter; 3 wrong usage or a problem of this host.
     """
     source, destination = parse_listening(listen), parse_destination(connect)
-    if disks and not isinstance(destination, OriginalDestination):
-        raise click.UsageError('--disks is for connections that were redirected: CONNECT has to be "original"')
+    storage = NO_STORAGE
+    if disks:
+        if not isinstance(destination, OriginalDestination):
+            raise click.UsageError('--disks is for connections that were redirected: CONNECT has to be "original"')
+        storage = Storage(destination.connect, silent=True)
     pairing = replace(pairing, domain=domain)
     check_certificates(source, destination, pairing)
     policy = choices.policy
@@ -83,7 +87,7 @@ def relay(listen: str, connect: str, choices: Choices, pairing: Pairing, domain:
     pair = Pair(pairing, choices.waits, gate, choices.kill_switch.exists)
     with listening(source) as listener:
         print(f"qmpfilter: waits at {listened_at(source, listener)}", file=sys.stderr, flush=True)
-        running = pair.relay(destination, disks=disks)
+        running = pair.relay(destination, storage)
         listeners = pair.welcoming(source, [listener], lambda: running.session.phase is Phase.WAITING)
         # The process ends with the migration: there is no garbage worth a pause while the guest stands still.
         gc.disable()

@@ -24,21 +24,13 @@ from qmpfilter import __version__
 from qmpfilter.errors import HostError, PolicyError, QmpfilterError, StreamError
 from qmpfilter.filter.gate import Gate
 from qmpfilter.filter.policy import Mode
-from qmpfilter.relay.address import (
-    Address,
-    Destination,
-    Listening,
-    OriginalDestination,
-    PairAddress,
-    TcpAddress,
-    tune,
-)
+from qmpfilter.relay.address import Destination, Listening, PairAddress, TcpAddress, tune
 from qmpfilter.relay.channel import FIRST_BYTES, first_bytes
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.limits import Waits
 from qmpfilter.relay.pair_protocol import FORMATS, NATIVE, SPOKEN, Answer, Hello, Inbox, agreed, refusal
 from qmpfilter.relay.relay import Relay
-from qmpfilter.relay.storage import Storage
+from qmpfilter.relay.storage import NO_STORAGE, Storage
 from qmpfilter.relay.tls import Secured, TlsEnd, contexts, secure
 from qmpfilter.verdict.facts import HostFacts
 from qmpfilter.wire.framing import TLS_HANDSHAKE
@@ -144,17 +136,13 @@ class Pair:
         found["destination"] = None if self._outgoing is None else self._outgoing.link
         return {side: link for side, link in found.items() if link is not None}
 
-    def relay(self, destination: Destination, storage: Address | None = None, *, disks: bool = False) -> Relay:
+    def relay(self, destination: Destination, storage: Storage = NO_STORAGE) -> Relay:
         """What passes the migration on to a destination.
 
-        :param storage: where the guest's disks go, if they come here at the same port
-        :param disks: they come here with an original destination of their own
+        :param storage: which connections are for the guest's disks, where no other filter is met
         """
         if not isinstance(destination, PairAddress):
-            apart = Storage(storage.connect, storage.port) if isinstance(storage, TcpAddress) else None
-            if disks and isinstance(destination, OriginalDestination):
-                apart = Storage(destination.connect)
-            return Relay(destination.connect, self._gate, self._waits, storage=apart)
+            return Relay(destination.connect, self._gate, self._waits, storage=storage)
         self._outgoing = Outgoing(
             destination, self._pairing, self._waits, domain=self._domain, heard=self._gate.learn
         )

@@ -37,7 +37,7 @@ from qmpfilter.relay.line import Line
 from qmpfilter.relay.looker import Looker
 from qmpfilter.relay.pump import Pump
 from qmpfilter.relay.session import SHUT_FAILED, Action, Outcome, Phase, Session, outcome_of
-from qmpfilter.relay.storage import Storage
+from qmpfilter.relay.storage import NO_STORAGE, Storage
 from qmpfilter.relay.watch import Watch
 from qmpfilter.relay.withdraw import withdraw
 from qmpfilter.wire.feed import NeedData
@@ -59,7 +59,7 @@ class Relay:
     :param looker: sees the main channel
     :param waits: how long to wait for what
     :param paired: those connections lead to another filter
-    :param storage: the guest's disks come here too, None if not
+    :param storage: which connections are for the guest's disks
     :ivar session: what became of it
     :ivar backward: bytes passed on to the source on the return path
     :ivar channels: the source's channels in the order in which they were connected onward
@@ -76,7 +76,7 @@ class Relay:
         waits: Waits,
         *,
         paired: bool = False,
-        storage: Storage | None = None,
+        storage: Storage = NO_STORAGE,
     ) -> None:
         self.session = Session(paired=paired)
         self._storage = storage
@@ -169,15 +169,14 @@ class Relay:
                 connection = at_hand or self._door.accept(listeners, min(left, _SILENCE) if self._pumps else left)
                 if connection is None:
                     continue
-                if self._storage is not None and self._storage.has_port_of(connection):
+                if self._storage.has_port_of(connection):
                     self._open_extra(connection, Channel.STORAGE)
                     continue
                 # Who has connected once will not do so again: all the time there is.
                 if at_hand and not self._await_bytes(connection, deadline):
                     connection.close()
                     raise HostError("the migration was ended before the source sent anything")
-                patience = self._waits.hello if self._storage is None else self._storage.patience(self._waits.hello)
-                first = first_bytes(connection, patience)
+                first = first_bytes(connection, self._storage.patience(self._waits.hello))
                 if first is None:
                     # Somebody tried whether anyone listens: nothing that a destination may see.
                     connection.close()
@@ -190,7 +189,7 @@ class Relay:
                     raise
                 if kind is Channel.MAIN:
                     return connection, early
-                if self._storage is not None and self._storage.means(first):
+                if self._storage.means(first):
                     self._open_extra(connection, Channel.STORAGE)
                     continue
                 early.append((connection, kind))
@@ -236,7 +235,7 @@ class Relay:
         :raises OSError: the same
         """
         try:
-            onward = self._storage.connect if self._storage and kind is Channel.STORAGE else self._connect
+            onward = self._storage.connect if kind is Channel.STORAGE else self._connect
             destination = onward(Deadline(self._waits.connect, "connecting an extra channel"), source)
             tune(source)
             tune(destination)
@@ -259,7 +258,7 @@ class Relay:
             if connection is None:
                 self._heed_interrupt()
                 continue
-            if self._storage is not None and self._storage.has_port_of(connection):
+            if self._storage.has_port_of(connection):
                 self._open_extra(connection, Channel.STORAGE)
                 continue
             first = first_bytes(connection, _SILENCE)

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from qmpfilter.errors import HostError
+from qmpfilter.errors import BugError, HostError
 from qmpfilter.relay.channel import first_bytes
 from qmpfilter.relay.deadline import Deadline
 
-__all__ = ["Storage"]
+__all__ = ["NO_STORAGE", "Storage"]
 
 _GREETING: Final = b"NBDMAGIC"
 _QUIET_SECONDS: Final = 1.0
@@ -30,18 +30,20 @@ class Storage:
     """Which connections those are, and where they go.
 
     :param onward: opens a connection there within a deadline, for one of the source's
-    :param port: to which they come; None where those are meant that come before the guest and say nothing
+    :param port: to which they come, None if it is not their own
+    :param silent: they are those that come before the guest and say nothing
     """
 
     onward: Callable[[Deadline, socket.socket], socket.socket]
     port: int | None = None
+    silent: bool = False
 
     def patience(self, seconds: float) -> float:
         """How long to wait for the first bytes of a connection.
 
         :param seconds: what is waited for any other
         """
-        return seconds if self.port is not None else min(seconds, _QUIET_SECONDS)
+        return min(seconds, _QUIET_SECONDS) if self.silent else seconds
 
     def has_port_of(self, connection: socket.socket) -> bool:
         """It came to their port."""
@@ -51,7 +53,7 @@ class Storage:
 
     def means(self, first: bytes) -> bool:
         """A connection that came before the guest, and began so, is one of them."""
-        return self.port is None and not first
+        return self.silent and not first
 
     def connect(self, deadline: Deadline, source: socket.socket) -> socket.socket:
         """A connection on which disks are waited for.
@@ -68,3 +70,11 @@ class Storage:
             destination.close()
             raise
         return destination
+
+
+def _nowhere(_: Deadline, _source: socket.socket) -> socket.socket:
+    raise BugError("a connection was taken for a disk's where none come")
+
+
+NO_STORAGE: Final = Storage(_nowhere)
+"""No disks come."""

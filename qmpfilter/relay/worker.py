@@ -37,7 +37,7 @@ from qmpfilter.audit.log import AuditLog
 from qmpfilter.errors import BugError, HostError, PolicyError
 from qmpfilter.filter.gate import Gate, Memory, Piece
 from qmpfilter.filter.policy import Mode, Policy
-from qmpfilter.relay.address import PAIR, parse_address, parse_destination, parse_listening
+from qmpfilter.relay.address import PAIR, TcpAddress, parse_address, parse_destination, parse_listening
 from qmpfilter.relay.deadline import Deadline
 from qmpfilter.relay.order import Order
 from qmpfilter.relay.pair import Pair
@@ -46,6 +46,7 @@ from qmpfilter.relay.relay import Relay
 from qmpfilter.relay.report import FORMAT, as_json
 from qmpfilter.relay.session import STOPPED, Outcome, Phase
 from qmpfilter.relay.sparing import Sparing
+from qmpfilter.relay.storage import NO_STORAGE, Storage
 from qmpfilter.saveimage.outfile import OutputFile
 
 __all__ = ["MOST_SOCKETS", "DaemonLine", "Worker", "serve"]
@@ -335,7 +336,8 @@ class Worker:
         order = self.order
         gate = self.make_gate(order.policy, order.kill_switch.exists, memory)
         self.pair = Pair(order.pairing, order.waits, gate, order.kill_switch.exists, self.domain)
-        storage = parse_address(order.storage) if order.storage else None
+        disks = parse_address(order.storage) if order.storage else None
+        storage = Storage(disks.connect, disks.port) if isinstance(disks, TcpAddress) else NO_STORAGE
         return self.pair.relay(parse_destination(order.destination), storage), gate
 
     def _attend(self) -> None:

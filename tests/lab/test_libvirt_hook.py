@@ -87,6 +87,13 @@ def arrived(libvirt: SessionDaemon) -> Arrival:
     return told
 
 
+def report_of_arrival(libvirt: SessionDaemon) -> dict[str, Any]:
+    """That of the session that its metadata names."""
+    session = arrived(libvirt).session
+    wait_until(lambda: session in reports(libvirt), SECONDS, "the report", 0.1)
+    return reports(libvirt)[session]
+
+
 WAYS = {
     "plain": (),
     "p2p": ("--p2p",),
@@ -105,9 +112,7 @@ def test_it_needs_no_flags(pair: tuple[SessionDaemon, SessionDaemon], way: str) 
         old.virsh("metadata", "guest", "urn:nova", "--key", "nova", "--set", NOVA)
         old.virsh("migrate", "--live", *WAYS[way], "guest", mid.uri)
         assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
-        session = arrived(mid).session
-        wait_until(lambda: session in reports(mid), SECONDS, "the report", 0.1)
-        report = reports(mid)[session]
+        report = report_of_arrival(mid)
         assert (report["outcome"], report["domain"]["name"], report["warnings"]) == ("completed", "guest", [])
         assert report["channels"][0] == "main"
         assert len(report["channels"]) == {"parallel": 3, "unix, parallel": 3}.get(way, 1)
@@ -124,9 +129,7 @@ def test_its_disk_comes_too(pair: tuple[SessionDaemon, SessionDaemon], way: str)
         old.virsh("migrate", "--live", "--copy-storage-all", *WAYS[way], "guest", mid.uri)
         assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
         assert_same_disk(old, mid)
-        session = arrived(mid).session
-        wait_until(lambda: session in reports(mid), SECONDS, "the report", 0.1)
-        report = reports(mid)[session]
+        report = report_of_arrival(mid)
         assert (report["outcome"], report["warnings"]) == ("completed", [])
         assert report["channels"][:2] == ["storage", "main"]
 

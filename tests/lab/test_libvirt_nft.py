@@ -72,6 +72,13 @@ def reports(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
 
 
+def next_report(directory: Path, before: int) -> dict[str, Any]:
+    """The one that is written next, to so many."""
+    wait_until(lambda: len(reports(directory)) > before, SECONDS, "the report", 0.1)
+    [report] = reports(directory)[before:]
+    return report
+
+
 def tables(libvirt: SessionDaemon) -> str:
     """Of nftables, in its network."""
     assert libvirt.network is not None
@@ -86,8 +93,7 @@ def test_it_needs_no_flags_and_no_configuration(pair: tuple[SessionDaemon, Sessi
         before = len(reports(sessions))
         old.virsh("migrate", "--live", *WAYS[way], "guest", mid.uri)
         assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
-        wait_until(lambda: len(reports(sessions)) > before, SECONDS, "the report", 0.1)
-        [report] = reports(sessions)[before:]
+        report = next_report(sessions, before)
         assert (report["outcome"], report["domain"]["name"], report["warnings"]) == ("completed", "guest", [])
         assert len(report["channels"]) == (3 if way == "parallel" else 1)
         wait_until(lambda: tables(mid) == "", SECONDS, "the rules to go")
@@ -101,6 +107,5 @@ def test_its_disk_goes_past_the_filter(pair: tuple[SessionDaemon, SessionDaemon]
         old.virsh("migrate", "--live", "--copy-storage-all", "guest", mid.uri)
         assert (old.state("guest"), mid.state("guest")) == ("absent", "running")
         assert_same_disk(old, mid)
-        wait_until(lambda: len(reports(sessions)) > before, SECONDS, "the report", 0.1)
-        [report] = reports(sessions)[before:]
+        report = next_report(sessions, before)
         assert (report["outcome"], report["channels"]) == ("completed", ["main"])

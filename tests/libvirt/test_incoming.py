@@ -37,6 +37,10 @@ class Proc:
         self.root = root
         self._namespace(root / "self")
 
+    def somaxconn(self, limit: int) -> None:
+        (self.root / "sys/net/core").mkdir(parents=True)
+        (self.root / "sys/net/core/somaxconn").write_text(f"{limit}\n")
+
     def _namespace(self, process: Path, number: int = 1) -> None:
         (process / "ns").mkdir(parents=True)
         (process / "ns/net").symlink_to(f"net:[{number}]")
@@ -105,16 +109,14 @@ def test_where_it_waits_for_disks(
     monkeypatch.setattr(incoming, "backlogs", Mock(side_effect=[waiting]))
     tcp = row("127.0.0.2", 49152, 30) + row("127.0.0.2", 49153, 31)
     proc.qemu(*WAITING, sockets={3: 30, 4: 31}, tcp=tcp)
-    (proc.root / "sys/net/core").mkdir(parents=True)
-    (proc.root / "sys/net/core/somaxconn").write_text(f"{limit}\n")
+    proc.somaxconn(limit)
     assert find_incoming(UUID, proc=proc.root) == Incoming(7, listens, storage)
 
 
 def test_disks_and_guest_are_told_the_same_address(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(incoming, "backlogs", Mock(return_value={30: 4096, 31: 1}))
     proc.qemu(*WAITING, sockets={3: 30, 4: 31}, tcp=row("0.0.0.0", 49152, 30) + row("127.0.0.1", 49153, 31))
-    (proc.root / "sys/net/core").mkdir(parents=True)
-    (proc.root / "sys/net/core/somaxconn").write_text("4096\n")
+    proc.somaxconn(4096)
     found = find_incoming(UUID, proc=proc.root)
     assert found is not None
     assert (len(found.listens), found.storage, len(found.places)) == (2, None, 2)

@@ -107,8 +107,9 @@ class Rig:
         self.disks = self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         self.copies: queue.Queue[socket.socket] = queue.Queue()
         self.greeting = b"NBDMAGIC"
-        port = self.disks.getsockname()[1] if disks == "at a port" else None
-        storage = Storage(self._connect_disk, port) if disks else None
+        self._at_port = disks == "at a port"
+        port = self.disks.getsockname()[1] if self._at_port else None
+        storage = Storage(self._connect_disk, port, silent=disks == "silent")
         self.relay = Relay(self._connect, looker, waits, storage=storage)
         self.thread = threading.Thread(target=self.relay.run, args=([self.listener, self.disks],), daemon=True)
         self.thread.start()
@@ -128,9 +129,9 @@ class Rig:
         self.copies.put(self.stack.enter_context(theirs))
         return ours
 
-    def dial_for_disk(self, kind: str) -> socket.socket:
+    def dial_for_disk(self) -> socket.socket:
         """A connection of the source for a disk."""
-        if kind != "at a port":
+        if not self._at_port:
             return self.dial()
         source = self.stack.enter_context(socket.create_connection(self.disks.getsockname()))
         source.settimeout(SECONDS)
@@ -352,7 +353,7 @@ def test_disks_are_copied_before_the_guest_comes(tmp_path: Path, disks: str) -> 
     # The guest comes when nobody would wait for it any more but for its disks.
     rig = Rig(tmp_path, Marked(), replace(QUICK, source=1, hello=0.1), disks=disks)
     with rig.stack:
-        client = rig.dial_for_disk(disks)
+        client = rig.dial_for_disk()
         server = rig.copies.get(timeout=SECONDS)
         assert exactly(client, 8) == b"NBDMAGIC"
         for _ in range(8):
@@ -362,8 +363,8 @@ def test_disks_are_copied_before_the_guest_comes(tmp_path: Path, disks: str) -> 
         source = rig.dial(RAM)
         destination = rig.destination()
         assert exactly(destination, len(RAM)) == RAM
-        second = rig.dial_for_disk("at a port") if disks == "at a port" else None
-        if second is not None:
+        if disks == "at a port":
+            second = rig.dial_for_disk()
             rig.copies.get(timeout=SECONDS)
             second.close()
         client.close()
@@ -378,7 +379,7 @@ def test_disks_are_copied_before_the_guest_comes(tmp_path: Path, disks: str) -> 
 def test_a_guest_that_does_not_follow_its_disks(tmp_path: Path, disks: str) -> None:
     rig = Rig(tmp_path, Marked(), replace(QUICK, source=0.5, hello=0.1), disks=disks)
     with rig.stack:
-        client = rig.dial_for_disk(disks)
+        client = rig.dial_for_disk()
         rig.copies.get(timeout=SECONDS)
         client.close()
         assert rig.outcome() is Outcome.FAILED
@@ -391,7 +392,7 @@ def test_a_guest_is_never_taken_for_a_disk(tmp_path: Path, disks: str, greeting:
     rig = Rig(tmp_path, Marked(), replace(QUICK, connect=0.5, hello=0.1), disks=disks)
     rig.greeting = greeting
     with rig.stack:
-        late = rig.dial_for_disk(disks)
+        late = rig.dial_for_disk()
         there = rig.copies.get(timeout=SECONDS)
         # It may be closed by now, and what is not read when it is closed resets it.
         with contextlib.suppress(ConnectionError):
@@ -406,7 +407,7 @@ def test_a_guest_is_never_taken_for_a_disk(tmp_path: Path, disks: str, greeting:
 def test_a_disk_of_which_nothing_comes_keeps_nobody_waiting(tmp_path: Path) -> None:
     rig = Rig(tmp_path, Marked(), replace(QUICK, source=0.5), disks="at a port")
     with rig.stack:
-        client = rig.dial_for_disk("at a port")
+        client = rig.dial_for_disk()
         assert exactly(client, 8) == b"NBDMAGIC"
         assert rig.outcome() is Outcome.FAILED
         assert "waiting for the source to connect" in rig.relay.session.reason
@@ -417,7 +418,7 @@ def test_what_was_stopped_connects_nobody(tmp_path: Path) -> None:
     rig.greeting = b""
     with rig.stack:
         # The relay waits for a greeting, and the source for the relay.
-        rig.dial_for_disk("at a port")
+        rig.dial_for_disk()
         rig.copies.get(timeout=SECONDS)
         rig.dial(RAM)
         rig.relay.stop(HostError("the operator wants it"), Outcome.STOPPED)
@@ -428,7 +429,7 @@ def test_what_was_stopped_connects_nobody(tmp_path: Path) -> None:
 def test_stopping_while_disks_are_copied(tmp_path: Path) -> None:
     rig = Rig(tmp_path, Marked(), disks="at a port")
     with rig.stack:
-        client = rig.dial_for_disk("at a port")
+        client = rig.dial_for_disk()
         assert exactly(client, 8) == b"NBDMAGIC"
         rig.relay.stop(HostError("the operator wants it"), Outcome.STOPPED)
         assert rig.outcome() is Outcome.STOPPED
