@@ -6,9 +6,9 @@ Source: this project's format, sections 3 and 4.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+from qmpfilter.record import record
 from qmpfilter.svm import annex, native
 from qmpfilter.svm.legacy import FORMAT_SVM, SIZE_L2, LegacyState
 from qmpfilter.svm.section import CpuSection
@@ -29,7 +29,7 @@ class Carrier(StrEnum):
     """Format 0x8002: only an endpoint that announced it loads it."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Carried:
     """The nested state of a vCPU that is in L2.
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from qmpfilter.errors import BugError, HostError, PolicyError, QmpfilterError, StreamError
@@ -19,6 +18,7 @@ from qmpfilter.filter.carrier import Carrier
 from qmpfilter.filter.policy import Enforcement, Mode, Policy, objections
 from qmpfilter.filter.rewriter import AtHand, Rewriter, VcpuReport
 from qmpfilter.filter.vcpu import Decision
+from qmpfilter.record import record
 from qmpfilter.svm.legacy import FORMAT_SVM
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.verdict.facts import HostFacts
@@ -73,7 +73,7 @@ class Piece(NamedTuple):
     commit: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Judged:
     """The verdict for one vCPU."""
 

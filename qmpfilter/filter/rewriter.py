@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, NamedTuple
 
 from qmpfilter.errors import BugError, LimitError, RecordError, RefusedError, UnsupportedError
@@ -28,6 +28,7 @@ from qmpfilter.filter.carrier import Carrier
 from qmpfilter.filter.description import described
 from qmpfilter.filter.edit import edited
 from qmpfilter.filter.vcpu import Decision, Outcome, decide
+from qmpfilter.record import record
 from qmpfilter.svm.findings import Finding
 from qmpfilter.svm.provenance import FieldFinding
 from qmpfilter.svm.section import CpuSection
@@ -81,7 +82,7 @@ class AtHand(NamedTuple):
     decision: Decision | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class VcpuReport:
     """What became of one vCPU.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Final
 
@@ -16,6 +16,7 @@ from qmpfilter.errors import BugError
 from qmpfilter.filter.carrier import Carried, Carrier, carried
 from qmpfilter.filter.edit import Edit
 from qmpfilter.layout import Codec
+from qmpfilter.record import record
 from qmpfilter.svm import annex, native
 from qmpfilter.svm.convert import to_svm2
 from qmpfilter.svm.downgrade import Downgrade, to_legacy
@@ -49,7 +50,7 @@ class Outcome(StrEnum):
     """VMX, or TCG's own emulation."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decision:
     """What is to be done with one vCPU, and what is known of it.
 

@@ -11,12 +11,12 @@ Sources: this project's format, sections 5 and 6; the tables are in :mod:`qmpfil
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Final
 
 from qmpfilter.errors import BugError
 from qmpfilter.layout import Codec
+from qmpfilter.record import record
 from qmpfilter.svm.annex import ANNEX_OFFSET, MAGIC
 from qmpfilter.svm.doubtful import Judged, Memory, control_doubts, dr7, g_pat, lbr
 from qmpfilter.svm.findings import Finding, Severity, judge
@@ -47,7 +47,7 @@ _NO_TAIL: Final = bytes(PAGE_SIZE - _L1_END)
 _EXACT, _RECOMPUTED = Confidence.EXACT, Confidence.RECOMPUTED
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Upgrade:
     """What became of one vCPU's legacy state.
 

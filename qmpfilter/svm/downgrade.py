@@ -12,12 +12,12 @@ x86.c (kvm_is_valid_sregs); QEMU 10.2.2 target/i386/kvm/kvm.c (kvm_put_sregs2, k
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import Final, NamedTuple
 
 from qmpfilter.errors import BugError
 from qmpfilter.layout import Codec, Fields
+from qmpfilter.record import record
 from qmpfilter.svm.doubtful import LBR
 from qmpfilter.svm.findings import Finding, Severity, judge
 from qmpfilter.svm.legacy import FORMAT_SVM, SIZE_L2, LegacyState
@@ -34,7 +34,7 @@ __all__ = ["Downgrade", "to_legacy"]
 _PAGE_MASK: Final = ~(PAGE_SIZE - 1)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Downgrade:
     """What became of one vCPU's svm2 state.
 

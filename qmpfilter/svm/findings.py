@@ -13,10 +13,10 @@ nested_vmcb_check_controls and __nested_vmcb_check_save; QEMU 10.2.2 target/i386
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
+from qmpfilter.record import record
 from qmpfilter.svm.legacy import FORMAT_SVM, FORMAT_VMX, SIZE_L1, SIZE_L2, SVM_FLAGS, Era, LegacyState
 from qmpfilter.svm.view import View
 from qmpfilter.svm.vmcb import (
@@ -65,7 +65,7 @@ class Severity(Enum):
     """Legal, but something is lost or cannot be verified, as it is without a filter."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Finding:
     """One thing found.
 

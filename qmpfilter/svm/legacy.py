@@ -11,11 +11,11 @@ target/i386/machine.c (vmstate_nested_state, vmstate_svm_nested_state).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, IntFlag
 from typing import Final
 
 from qmpfilter.errors import BugError
+from qmpfilter.record import record
 from qmpfilter.svm.vmcb import CONTROL_SIZE, PAGE_SIZE, SAVE, SAVE_OFFSET, SAVE_SIZE, named_bits, save_fields
 from qmpfilter.wire import cpu
 
@@ -89,7 +89,7 @@ class Era(Enum):
     """No page, or one that neither rule fits."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class LegacyState:
     """One vCPU's nested state as it travels; nothing is checked here, see :mod:`qmpfilter.svm.findings`.
 

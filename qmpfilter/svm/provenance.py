@@ -12,12 +12,12 @@ Sources: Linux 7.3 arch/x86/kvm/svm/svm.c (svm_get_segment, svm_set_segment, svm
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
 from qmpfilter.errors import BugError
 from qmpfilter.layout import Layout
+from qmpfilter.record import record
 from qmpfilter.svm.segment import ATTRIB_DPL, ATTRIB_MASK, NORMALISED, attrib_to_flags, flags_to_attrib
 from qmpfilter.wire import cpu
 
@@ -43,7 +43,7 @@ class Confidence(Enum):
     """Not carried, and nothing tells what it was."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class FieldFinding:
     """How exact one field of a conversion's result is.
 

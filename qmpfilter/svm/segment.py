@@ -21,9 +21,9 @@ APM vol. 2 section 15.5.1 and 4.7.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
+from qmpfilter.record import record
 from qmpfilter.svm.vmcb import SAVE
 from qmpfilter.wire import cpu
 
@@ -72,7 +72,7 @@ def flags_to_attrib(flags: int) -> int:
     return flags >> 8 & 0xFF | flags >> 12 & 0xF00
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Segment:
     """One segment register as the VMCB holds it.
 

@@ -10,11 +10,11 @@ Source: the proposal on the KVM list of August 2021 (Levitsky, Bonzini), and thi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Final
 
 from qmpfilter.errors import BugError
+from qmpfilter.record import record
 from qmpfilter.svm.legacy import StateFlags
 from qmpfilter.svm.vmcb import CONTROL_SIZE, PAGE_SIZE, SAVE_SIZE
 
@@ -77,7 +77,7 @@ class Producer(IntEnum):
     LINUX = 2
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class L1Visible:
     """L1's registers as L1 would read them."""
 
@@ -88,7 +88,7 @@ class L1Visible:
     pat: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Svm2State:
     """The nested state of one vCPU that is in L2.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
+from qmpfilter.record import record
 from qmpfilter.svm.legacy import LegacyState
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.svm.view import View
@@ -88,7 +89,7 @@ class Reason(NamedTuple):
         return tuple(sorted(self.lacked))
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Verdict:
     """The answer for one vCPU.
 

@@ -18,6 +18,7 @@ import enum
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from qmpfilter.record import record
 from qmpfilter.wire.framing import Command, SectionType
 from qmpfilter.wire.vmdesc import VmDescription
 from qmpfilter.wire.vmsd import SubsectionAt
@@ -82,7 +83,7 @@ class PackageEnd:
     raw: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IterableStart:
     """The header of a START, PART or END section."""
 
@@ -115,7 +116,7 @@ class RamBlocks:
     blocks: tuple[RamBlock, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RamRecords:
     """A stretch of RAM records of one block, with their number by kind.
 
@@ -142,7 +143,7 @@ class IterableData:
     idstr: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class IterableEnd:
     """The footer of a START, PART or END section."""
 
@@ -160,7 +161,7 @@ class DelimitedBy(enum.Enum):
     FOOTER = "footer"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceSection:
     """A whole FULL section from its type byte to the end of its footer.
 
@@ -184,7 +185,7 @@ class DeviceSection:
         return next((sub for sub in self.subsections if sub.name == name), None)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SectionsHeld:
     """Sections whose ends are not known yet begin with `ahead`, in which no vCPU's section and no EOF begins,
     whatever divides it; told once, before vmdesc is read, and stands for no bytes.
@@ -197,7 +198,7 @@ class SectionsHeld:
     raw: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SectionsEnd:
     """The EOF byte after the last section: the commit point."""
 
@@ -205,7 +206,7 @@ class SectionsEnd:
     raw: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class VmDescriptionReceived:
     """The vmdesc, against which every device section was checked before this event was told."""
 

@@ -7,9 +7,9 @@ Source: QEMU 10.2.2 migration/savevm.c:1004-1032 (writers), 2559-2640 (checks of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
+from qmpfilter.record import record
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER, COMMAND_LENGTHS, Command, SectionType
 from qmpfilter.wire.names import is_name
 
@@ -18,7 +18,7 @@ __all__ = ["SectionHeader", "footer", "footer_candidates", "is_incomplete", "nex
 _MAX_VERSION: Final = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SectionHeader:
     """The header of a START or FULL section; `size` bytes from its type byte to its body."""
 

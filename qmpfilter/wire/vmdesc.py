@@ -3,33 +3,22 @@
 
 It is the only place where the sizes of device sections stand. The text is kept as it came and is
 edited by splicing at recorded offsets, never by way of what it was decoded to: keys may repeat inside
-one object (QEMU 10.2.2 migration/vmstate.c:476-566 calls the writer once per element of a list field),
-and the last of each is what is left. The size of such a field stands behind them and tells them all.
-
-Sizes follow section 4 of docs/devel/migration: size(vmsd) = sum of field size x array_len, plus
-6 + len(name) + size for each subsection; a field's own size includes its struct's subsections.
+one object, and only what sizes need is decoded at all (:mod:`qmpfilter.wire.vmdesc_entry`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from qmpfilter.errors import BugError, LayoutError
-from qmpfilter.wire.vmsd import SubsectionAt, header_size
+from qmpfilter.record import record
+from qmpfilter.wire.vmdesc_entry import DeviceEntry, Shape, decode, from_json
 
 __all__ = ["Device", "Splice", "Token", "VmDescription", "shape_of", "splice", "tokenize"]
-
-_T = TypeVar("_T")
-
-# An object of the text.
-Entry = Mapping[str, Any]
-
-# Where a section's own fields end, and its subsections.
-Shape = tuple[int, tuple[SubsectionAt, ...]]
 
 _SPACE: Final = re.compile(rb"[ \t\r\n]*")
 # How QEMU begins the entry of a device, and what of that stands nowhere else.
@@ -37,10 +26,6 @@ _NUMBERED: Final = re.compile(r'\{"name": "([ !#-\[\]-~]+)", "instance_id": (0|[
 _BETWEEN: Final = '}, {"name": "'
 _INSTANCE: Final = '", "instance_id": '
 _MOST_ALIKE: Final = 8
-_OBJECTS: Final = frozenset({dict})
-_MAX_SIZE: Final = 1 << 40
-_MAX_DEPTH: Final = 32
-_MAX_NAME: Final = 255
 # Characters of text for each object or list, and for each value: real ones have 48 and 18.
 _MIN_CONTAINER: Final = 16
 _MIN_VALUE: Final = 8
@@ -51,6 +36,8 @@ _WINDOW: Final = 1 << 15
 _WIDER: Final = 4
 # Characters among which the next device's entry is looked for.
 _FARTHEST: Final = 1 << 18
+# Of an entry that is none, for the error.
+_SHOWN: Final = 48
 _TOKEN: Final = re.compile(
     rb"""[ \t\r\n]*(?:
         (?P<string>"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*")
@@ -62,15 +49,15 @@ _TOKEN: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Device:
     """One entry of `devices`: a FULL section, in the order of the stream.
 
     :param start: offset of its ``{`` in the text
     :param end: offset after its ``}``
     :param size: bytes of the section between its header and its footer, as the text says
-    :param entry: what the text says of it; the first one's for all devices whose entries differ in their instance
-        alone
+    :param entry: what the text says of its parts; the first one's for all devices whose entries differ in their
+        instance alone
     :param shapes: what :func:`shape_of` found so far, by `body`, shared in the same way
     """
 
@@ -79,7 +66,7 @@ class Device:
     start: int
     end: int
     size: int
-    entry: Entry = field(repr=False)
+    entry: DeviceEntry = field(repr=False)
     shapes: dict[int, Shape] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -109,7 +96,7 @@ class _Alike(NamedTuple):
 
 
 class _Parser:
-    """Walks the top level by hand, for the offsets, and decodes each value below it with C code.
+    """Walks the top level by hand, for the offsets, and has each value below it decoded.
 
     The vCPUs of a machine have entries that differ in nothing but their instance: text that was decoded once is
     compared, and not decoded again.
@@ -162,18 +149,14 @@ class _Parser:
             numbered = _NUMBERED.match(self._chars, at)
             device = numbered and self._repeated(numbered)
             if device is None:
-                start = at
-                entry, at = self._entry(numbered) or self._value(at)
-                device = self._device(entry, start)
+                device = self._quickly(numbered) or self._thoroughly(at)
                 if numbered is not None:
                     self._remember(device, numbered.end())
-            elif self._chars.startswith(", {", device.end):
-                found.append(device)
+            found.append(device)
+            if self._chars.startswith(", {", device.end):
                 at = device.end + 2
                 continue
-            else:
-                at = self._space(device.end)
-            found.append(device)
+            at = self._space(device.end)
             if self._text[at : at + 1] == b",":
                 at = self._skip(at, b",")
                 continue
@@ -193,9 +176,8 @@ class _Parser:
         alike.insert(0, _Alike(self._chars[rest : device.end], device))
         del alike[_MOST_ALIKE:]
 
-    def _entry(self, numbered: re.Match[str] | None) -> tuple[Any, int] | None:
-        """What :meth:`_value` finds, if the next device's entry begins where it seems to: then nothing is decoded
-        that is not its own. None if it does not."""
+    def _quickly(self, numbered: re.Match[str] | None) -> Device | None:
+        """The next device, if its entry begins and ends where it seems to; None if it does not."""
         if numbered is None:
             return None
         start = numbered.start()
@@ -203,29 +185,28 @@ class _Parser:
         end = self._chars.rfind(_BETWEEN, start, following) + 1
         if following < 0 or not end:
             return None
-        self._count(start, end)
         try:
-            value, length = self._decode(self._chars[start:end])
+            return self._device(decode(memoryview(self._text)[start:end]), start, end)
         except (ValueError, RecursionError):
             return None
-        if start + length != end:
-            return None
-        self._last_end = end
-        return value, end
 
-    def _device(self, entry: Any, start: int) -> Device:
-        # Trailing white space belongs to no device: the end is where the value's own text ends.
+    def _thoroughly(self, start: int) -> Device:
+        """The next device, wherever its entry ends.
+
+        :raises LayoutError: there is none
+        """
+        value, _ = self._value(start)
+        # White space behind it belongs to no device.
         end = self._last_end
-        if not isinstance(entry, dict):
-            raise self._error(start, "an object for each device")
         try:
-            name = _get(entry, "name", str)
-            instance_id = _get(entry, "instance_id", int)
-            own_size = entry.get("size")
-            size = _number(own_size) if own_size is not None else _vmsd_size(entry)
-        except _ShapeError as error:
-            raise LayoutError(self._offset + start, str(error), self._text[start : start + 48]) from None
-        return Device(name, instance_id, start, end, size, entry)
+            return self._device(from_json(value), start, end)
+        except ValueError as error:
+            found = self._text[start : start + _SHOWN]
+            raise LayoutError(self._offset + start, f"a device in vmdesc ({error})", found) from None
+
+    @staticmethod
+    def _device(entry: DeviceEntry, start: int, end: int) -> Device:
+        return Device(entry.name, entry.instance_id, start, end, entry.size, entry)
 
     def _value(self, at: int) -> tuple[Any, int]:
         """Decode one value; returns it and the offset after it and the white space behind it."""
@@ -275,106 +256,21 @@ class _Parser:
         return LayoutError(self._offset + at, expected, self._text[at : at + 24])
 
 
-class _ShapeError(Exception):
-    """An object lacks a key that vmdesc must have there; becomes a LayoutError with its offset."""
-
-
-def _get(entry: Entry, key: str, type_: type[_T]) -> _T:
-    value = entry.get(key)
-    if not isinstance(value, type_) or isinstance(value, bool):
-        raise _ShapeError(f"a {type_.__name__} {key!r} in each device of vmdesc")
-    return value
-
-
-def _subsection_name(sub: Entry) -> str:
-    name = _get(sub, "vmsd_name", str)
-    if not 0 < len(name) <= _MAX_NAME or not name.isascii() or not name.isprintable():
-        raise _ShapeError("printable names of subsections")
-    return name
-
-
-def _number(value: Any) -> int:
-    # True is an int, but not its type.
-    if type(value) is not int or not 0 <= value <= _MAX_SIZE:
-        raise _ShapeError("sizes of fields as numbers of bytes")
-    return value
-
-
-def _version(sub: Entry) -> int:
-    version = _get(sub, "version", int)
-    if not 0 <= version < 1 << 32:
-        raise _ShapeError("versions of subsections as 32-bit numbers")
-    return version
-
-
-def _list(entry: Entry, key: str) -> Sequence[Any]:
-    value = entry.get(key)
-    if value is None:
-        return ()
-    if not isinstance(value, list) or not _OBJECTS.issuperset(map(type, value)):
-        raise _ShapeError(f"a list of objects as {key!r}")
-    return value
-
-
-def _field_size(entry: Entry) -> int:
-    """Bytes of one entry of `fields`: its size, times `array_len` where the entry stands for an array."""
-    size = _number(entry.get("size"))
-    count = entry.get("array_len")
-    return size if count is None else size * _number(count)
-
-
-def _fields_size(vmsd: Entry) -> int:
-    return sum(map(_field_size, _list(vmsd, "fields")))
-
-
-def _vmsd_size(vmsd: Entry, depth: int = 0) -> int:
-    """Bytes of a vmsd's fields and all its subsections."""
-    if depth > _MAX_DEPTH:
-        raise _ShapeError(f"subsections nested at most {_MAX_DEPTH} deep")
-    size = _fields_size(vmsd)
-    for sub in _list(vmsd, "subsections"):
-        size += header_size(_subsection_name(sub)) + _vmsd_size(sub, depth + 1)
-    return size
-
-
 def shape_of(device: Device, body: int, offset: int = 0) -> Shape:
     """How vmdesc divides a section.
 
     :param body: where the section's fields begin, counted from the section's start
     :param offset: where the section stands in the stream, for errors
     :returns: where its own fields end, and its subsections, in the same count
-    :raises LayoutError: the entry lacks what a vmsd's entry must have
+    :raises LayoutError: subsections that are nested too deep
     """
     shape = device.shapes.get(body)
     if shape is None:
         try:
-            end = body + _fields_size(device.entry)
-            shape = device.shapes[body] = end, tuple(_subsections(device.entry, end, 0))
-        except _ShapeError as error:
-            raise LayoutError(offset, f"{error}, in vmdesc of {device.name!r}", "something else") from None
+            shape = device.shapes[body] = device.entry.shape(body)
+        except ValueError as error:
+            raise LayoutError(offset, f"in vmdesc of {device.name!r} no {error}", "some") from None
     return shape
-
-
-def _subsections(vmsd: Entry, at: int, depth: int) -> Iterator[SubsectionAt]:
-    if depth > _MAX_DEPTH:
-        raise _ShapeError(f"subsections nested at most {_MAX_DEPTH} deep")
-    for sub in _list(vmsd, "subsections"):
-        name = _subsection_name(sub)
-        payload = at + header_size(name)
-        fields_end = payload
-        children: list[SubsectionAt] = []
-        for entry in _list(sub, "fields"):
-            # A struct's subsections follow its fields and are counted in the field's size
-            # (vmstate.c:356-411), so they stand at its end.
-            fields_end += _field_size(entry)
-            inner = entry.get("struct")
-            if isinstance(inner, dict) and _list(inner, "subsections"):
-                start = fields_end - _field_size(entry) + _fields_size(inner)
-                children.extend(_subsections(inner, start, depth + 1))
-        children.extend(_subsections(sub, fields_end, depth + 1))
-        end = payload + _vmsd_size(sub)
-        yield SubsectionAt(name, _version(sub), at, payload, end, tuple(children))
-        at = end
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
+import msgspec
 import pytest
 
 from qmpfilter.errors import LayoutError
 from qmpfilter.wire.footers import SectionHeader, section_header
 from qmpfilter.wire.sections import Divisions, by_layout
 from qmpfilter.wire.vmdesc import Device, VmDescription, shape_of
+from qmpfilter.wire.vmdesc_entry import DeviceEntry
 from tests.helpers import build
 
 BODY = 17
@@ -30,8 +31,8 @@ def text_of(devices: list[build.Device], comma: str = ", ") -> bytes:
     return b'{"page_size": 4096, "devices": [%b]}' % entries.encode()
 
 
-def but_instance(device: Device) -> dict[str, Any]:
-    return {key: value for key, value in device.entry.items() if key != "instance_id"}
+def but_instance(device: Device) -> DeviceEntry:
+    return msgspec.structs.replace(device.entry, instance_id=0)
 
 
 def alone(text: bytes, device: Device) -> Device:
