@@ -2,8 +2,9 @@
 """What setup.cfg requires, as a package of Debian has it.
 
 ``python dependencies.py ROOT copy DIRECTORY DOC`` copies what not every release has in a version that will do into
-DIRECTORY, from where this Python imports it, and its licences into DOC. ``python dependencies.py ROOT NAME`` prints
-what follows ``Depends:`` or ``Suggests:`` in the control file.
+DIRECTORY, from where this Python imports it, and its licences into DOC; ``compiled`` instead of ``copy`` fetches what
+is compiled, for the Python of each release. ``python dependencies.py ROOT NAME`` prints what follows ``Depends:`` or
+``Suggests:`` in the control file.
 """
 
 from __future__ import annotations
@@ -11,15 +12,23 @@ from __future__ import annotations
 import configparser
 import re
 import shutil
+import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from importlib.metadata import distribution
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 # Bookworm and trixie have these in versions that setup.cfg allows.
 DEBIAN = {"click": "python3-click", "rich": "python3-rich"}
 # Bookworm's construct is too old, and neither has qemu.qmp.
 COPIED = ("construct", "qemu.qmp")
+# Bookworm has it not at all; compiled for one Python, and those of the releases are these.
+COMPILED = ("msgspec",)
+PYTHONS = ("3.11", "3.13")
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64")
+FETCH_SECONDS = 120.0
 # Tools for a person, which want more libraries, and what is under GPL-2 alone.
 LEFT_OUT = ("legacy.py", "qmp_shell.py", "qmp_tui.py")
 # Compiled for one Python, and done without: images in zstd are refused then.
@@ -54,7 +63,7 @@ def depends(root: Path) -> str:
     for name, versions in requirements(root, "options", "install_requires"):
         if name in DEBIAN:
             found.append(relation(DEBIAN[name], versions))
-        elif name not in (*COPIED, *DONE_WITHOUT):
+        elif name not in (*COPIED, *COMPILED, *DONE_WITHOUT):
             sys.exit(f"setup.cfg: nobody has said yet where Debian gets {name} from")
     return ", ".join(found)
 
@@ -84,6 +93,39 @@ def copy(target: Path, doc: Path) -> None:
             shutil.copyfile(source, place)
 
 
+def compiled(target: Path, doc: Path) -> None:
+    """Fetch what is compiled, in the version that this Python has, and its licences."""
+    for name in COMPILED:
+        for python in PYTHONS:
+            with TemporaryDirectory(prefix="qmpfilter-wheel-") as directory:
+                _fetch(f"{name}=={distribution(name).version}", python, Path(directory))
+                (wheel,) = Path(directory).iterdir()
+                with zipfile.ZipFile(wheel) as files:
+                    for member in files.namelist():
+                        _unpack(files, PurePosixPath(member), name, target, doc)
+
+
+def _fetch(requirement: str, python: str, directory: Path) -> None:
+    platforms = [f"--platform={platform}" for platform in PLATFORMS]
+    options = ["--only-binary=:all:", "--no-deps", f"--python-version={python}", *platforms, f"--dest={directory}"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check", "--no-input",
+         *options, requirement],
+        check=True, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=FETCH_SECONDS,
+    )  # fmt: skip
+
+
+def _unpack(files: zipfile.ZipFile, member: PurePosixPath, name: str, target: Path, doc: Path) -> None:
+    if member.name.startswith("LICEN"):
+        place = doc / name / member.name
+    elif member.suffix in (".py", ".so") and member.parts[0] == name:
+        place = target / member
+    else:
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(files.read(str(member)))
+
+
 def _main(arguments: list[str]) -> None:
     match arguments:
         case [root, "depends"]:
@@ -92,6 +134,8 @@ def _main(arguments: list[str]) -> None:
             print(suggests(Path(root)))
         case [_, "copy", target, doc]:
             copy(Path(target), Path(doc))
+        case [_, "compiled", target, doc]:
+            compiled(Path(target), Path(doc))
         case _:
             sys.exit(__doc__)
 

@@ -16,11 +16,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from .cache import cached
 from .emulator import EmulatedHost, Result
 from .hosts import MID, OLD, emulator
 
 # Imported by what runs inside of hosts, and Python, or with Python that does the same where it is not.
 PACKAGES = ("qmpfilter", "construct", "click", "rich", "markdown_it", "mdurl", "pygments", "qemu.qmp")
+# The one that is compiled is there for the Python of each host.
+COMPILED = "msgspec"
+FETCH = Path(__file__).parents[2] / "examples/debian/dependencies.py"
+FETCH_SECONDS = 300.0
 # For a store in etcd; where the package is installed without it, hosts have none either.
 FOR_ETCD = (
     "etcd3gw", "futurist", "debtcollector", "wrapt", "pbr",
@@ -49,11 +54,20 @@ def unpack_package(directory: Path) -> None:
             there = directory / file.relative_to(above)
             there.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(file, there)
+    shutil.copytree(_compiled() / COMPILED, directory / COMPILED)
     for name in WITH_METADATA if stores else ():
         found = distribution(name)
         metadata = directory / f"{name}-{found.version}.dist-info/METADATA"
         metadata.parent.mkdir()
         metadata.write_text(found.read_text("METADATA") or "")
+
+
+def _compiled() -> Path:
+    def fetch(directory: Path) -> None:
+        argv = [sys.executable, *map(str, (FETCH, FETCH.parents[2], "compiled", directory, directory / "licences"))]
+        subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, timeout=FETCH_SECONDS)
+
+    return cached(f"{COMPILED}-{distribution(COMPILED).version}", fetch)
 
 
 def run_python(host: EmulatedHost, arguments: Sequence[str], files: Mapping[str, bytes], seconds: float) -> Result:
