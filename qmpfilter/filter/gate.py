@@ -179,6 +179,17 @@ class Gate:
             self._blind = self.switched_off = True
         return self._blind
 
+    def pass_pages(self, data: memoryview) -> bool:
+        """Take the next bytes if they are nothing but guest memory, which passes as it is. To be asked before
+        :meth:`receive_data`, which takes what this did not."""
+        if self._blind or not self._parser.pass_pages(data):
+            return False
+        self.between_sections = False
+        self._given += len(data)
+        self._told = self._given
+        self._rest.clear()
+        return True
+
     def receive_data(self, data: memoryview) -> Iterator[Piece]:
         """Pieces refer to `data`, which stays unchanged until all were taken.
 
@@ -190,12 +201,6 @@ class Gate:
             return
         start = self._given
         self._given += len(data)
-        if self._parser.pass_pages(data):
-            self.between_sections = False
-            self._told = self._given
-            self._rest.clear()
-            yield Piece(data)
-            return
         try:
             self._parser.receive_data(data)
             yield from self._events()

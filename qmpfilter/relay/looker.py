@@ -29,6 +29,9 @@ class Looker(Protocol):
     def accept(self) -> bool:
         """The source has connected: whether all that it sends passes unread."""
 
+    def pass_pages(self, data: memoryview) -> bool:
+        """Whether the next bytes of the source are guest memory alone: they are taken then, and go on as they are."""
+
     def receive_data(self, data: memoryview) -> Iterable[Piece]:
         """The next bytes of the source, and what may go on. Where it begins to hold, a piece comes before anything
         that may wait, if need be one without bytes."""

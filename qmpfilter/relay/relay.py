@@ -296,7 +296,11 @@ class Relay:
         buffer = memoryview(bytearray(_BUFFER))
         try:
             while count := line.read(line.source, self._room(buffer)):
-                if not self._deliver(line, self._looker.receive_data(buffer[:count])):
+                data = buffer[:count]
+                if self._looker.pass_pages(data):
+                    if self.session.phase is Phase.ENDED or not line.send(line.destination, data):
+                        break
+                elif not self._deliver(line, self._looker.receive_data(data)):
                     break
             else:
                 # A stream that ends too early is the source's way to cancel.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from random import Random
@@ -15,7 +15,7 @@ import pytest
 
 from qmpfilter.errors import DeadlineError, PolicyError, QmpfilterError, RefusedError, StreamError, WithdrawnError
 from qmpfilter.filter import rewriter as rewriter_module
-from qmpfilter.filter.gate import Gate
+from qmpfilter.filter.gate import Gate, Piece
 from qmpfilter.filter.policy import Enforcement, Mode, Policy
 from qmpfilter.filter.vcpu import decide
 from qmpfilter.svm import annex
@@ -52,6 +52,14 @@ L2 = next(fixture for fixture in STREAMS if fixture.name == "mid-l2").file("stre
 each_stream = pytest.mark.parametrize("fixture", STREAMS, ids=str, scope="module")
 
 
+def taken(gate: Gate, data: memoryview) -> Iterator[Piece]:
+    """What a relay asks of a gate."""
+    if gate.pass_pages(data):
+        yield Piece(data)
+    else:
+        yield from gate.receive_data(data)
+
+
 def passed(gate: Gate, stream: bytes, *, seed: int | None = None) -> tuple[bytes, int | None]:
     """All that came out, and where in it the first piece that may be the commit point began."""
     out = b""
@@ -60,7 +68,7 @@ def passed(gate: Gate, stream: bytes, *, seed: int | None = None) -> tuple[bytes
     at = 0
     while at <= len(stream):
         size = len(stream) if seed is None else random.randrange(1, 50_000)
-        pieces = gate.receive_data(memoryview(stream[at : at + size])) if at < len(stream) else gate.receive_eof()
+        pieces = taken(gate, memoryview(stream[at : at + size])) if at < len(stream) else gate.receive_eof()
         for data, may_commit in pieces:
             commit = len(out) if may_commit and commit is None else commit
             out += data
@@ -73,7 +81,7 @@ def passed(gate: Gate, stream: bytes, *, seed: int | None = None) -> tuple[bytes
 def stopped(gate: Gate, stream: bytes, size: int | None = None) -> tuple[bytes, QmpfilterError | None]:
     """What came out of a gate before it stopped, all of it before the commit point, and why it stopped."""
     out = b""
-    given = (gate.receive_data(memoryview(piece)) for piece in pieces(stream, size))
+    given = (taken(gate, memoryview(piece)) for piece in pieces(stream, size))
     try:
         for piece in chain(chain.from_iterable(given), gate.receive_eof()):
             assert not piece.commit
@@ -176,7 +184,7 @@ def test_where_a_section_may_begin_is_never_claimed_wrongly(size: int) -> None:
     gate = Gate(LENIENT)
     out = claimed = 0
     for piece in pieces(stream[: commit_point(stream)], size):
-        for data, _ in gate.receive_data(memoryview(piece)):
+        for data, _ in taken(gate, memoryview(piece)):
             out += len(data)
         claimed += gate.between_sections
         assert not gate.between_sections or out in ends

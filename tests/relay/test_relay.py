@@ -69,6 +69,13 @@ class Marked:
     def accept(self) -> bool:
         return False
 
+    def pass_pages(self, data: memoryview) -> bool:
+        # What comes first tells of the return path.
+        if not self.seen or self.seen + len(data) > len(RAM):
+            return False
+        self.seen += len(data)
+        return True
+
     def receive_data(self, data: memoryview) -> Iterator[Piece]:
         before = max(0, len(RAM + TAIL) - self.seen)
         self.seen += len(data)
