@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 #: From the bottom up; a layer imports from lower lines only, neighbours on a line not from each other.
 LAYERS = (
-    ("errors", "flock", "printable", "record"),
+    ("errors", "flock", "printable", "value_class"),
     ("layout", "audit"),
     ("wire",),
     ("saveimage", "svm", "kvm"),
@@ -45,7 +45,7 @@ PURE = (
     "cluster.told",
     "layout",
     "printable",
-    "record",
+    "value_class",
     "report",
     "wire",
     "svm",

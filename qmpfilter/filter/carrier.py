@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from qmpfilter.record import record
 from qmpfilter.svm import annex, native
 from qmpfilter.svm.legacy import FORMAT_SVM, SIZE_L2, LegacyState
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.svm.svm2 import Svm2State
+from qmpfilter.value_class import value_class
 from qmpfilter.wire import cpu
 
 __all__ = ["Carried", "Carrier", "carried"]
@@ -29,7 +29,7 @@ class Carrier(StrEnum):
     """Format 0x8002: only an endpoint that announced it loads it."""
 
 
-@record
+@value_class
 class Carried:
     """The nested state of a vCPU that is in L2.
 

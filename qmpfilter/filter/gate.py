@@ -18,9 +18,9 @@ from qmpfilter.filter.carrier import Carrier
 from qmpfilter.filter.policy import Enforcement, Mode, Policy, objections
 from qmpfilter.filter.rewriter import AtHand, Rewriter, VcpuReport
 from qmpfilter.filter.vcpu import Decision
-from qmpfilter.record import record
 from qmpfilter.svm.legacy import FORMAT_SVM
 from qmpfilter.svm.section import CpuSection
+from qmpfilter.value_class import value_class
 from qmpfilter.verdict.facts import HostFacts
 from qmpfilter.verdict.judge import Verdict, judge_section
 from qmpfilter.wire import cpu
@@ -73,7 +73,7 @@ class Piece(NamedTuple):
     commit: bool = False
 
 
-@record
+@value_class
 class Judged:
     """The verdict for one vCPU."""
 

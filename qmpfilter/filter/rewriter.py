@@ -28,11 +28,11 @@ from qmpfilter.filter.carrier import Carrier
 from qmpfilter.filter.description import described
 from qmpfilter.filter.edit import edited
 from qmpfilter.filter.vcpu import Decision, Outcome, decide
-from qmpfilter.record import record
 from qmpfilter.svm.findings import Finding
 from qmpfilter.svm.provenance import FieldFinding
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.svm.svm2 import Svm2State
+from qmpfilter.value_class import value_class
 from qmpfilter.wire import cpu
 from qmpfilter.wire.events import (
     CommandReceived,
@@ -82,7 +82,7 @@ class AtHand(NamedTuple):
     decision: Decision | None = None
 
 
-@record
+@value_class
 class VcpuReport:
     """What became of one vCPU.
 

@@ -16,7 +16,6 @@ from qmpfilter.errors import BugError
 from qmpfilter.filter.carrier import Carried, Carrier, carried
 from qmpfilter.filter.edit import Edit
 from qmpfilter.layout import Codec
-from qmpfilter.record import record
 from qmpfilter.svm import annex, native
 from qmpfilter.svm.convert import to_svm2
 from qmpfilter.svm.downgrade import Downgrade, to_legacy
@@ -26,6 +25,7 @@ from qmpfilter.svm.provenance import FieldFinding
 from qmpfilter.svm.refusal import raise_refusals
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.svm.svm2 import Svm2Flags, Svm2State
+from qmpfilter.value_class import value_class
 from qmpfilter.wire import cpu
 
 __all__ = ["Decision", "Outcome", "decide"]
@@ -50,7 +50,7 @@ class Outcome(StrEnum):
     """VMX, or TCG's own emulation."""
 
 
-@record
+@value_class
 class Decision:
     """What is to be done with one vCPU, and what is known of it.
 

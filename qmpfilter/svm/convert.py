@@ -16,7 +16,6 @@ from typing import Final
 
 from qmpfilter.errors import BugError
 from qmpfilter.layout import Codec
-from qmpfilter.record import record
 from qmpfilter.svm.annex import ANNEX_OFFSET, MAGIC
 from qmpfilter.svm.doubtful import Judged, Memory, control_doubts, dr7, g_pat, lbr
 from qmpfilter.svm.findings import Finding, Severity, judge
@@ -35,6 +34,7 @@ from qmpfilter.svm.vmcb import (
     RegisterClass,
     registers,
 )
+from qmpfilter.value_class import value_class
 from qmpfilter.wire import cpu
 
 __all__ = ["PRODUCER_VERSION", "Upgrade", "to_svm2"]
@@ -47,7 +47,7 @@ _NO_TAIL: Final = bytes(PAGE_SIZE - _L1_END)
 _EXACT, _RECOMPUTED = Confidence.EXACT, Confidence.RECOMPUTED
 
 
-@record
+@value_class
 class Upgrade:
     """What became of one vCPU's legacy state.
 

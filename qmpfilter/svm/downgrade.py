@@ -17,7 +17,6 @@ from typing import Final, NamedTuple
 
 from qmpfilter.errors import BugError
 from qmpfilter.layout import Codec, Fields
-from qmpfilter.record import record
 from qmpfilter.svm.doubtful import LBR
 from qmpfilter.svm.findings import Finding, Severity, judge
 from qmpfilter.svm.legacy import FORMAT_SVM, SIZE_L2, LegacyState
@@ -27,6 +26,7 @@ from qmpfilter.svm.segment import ATTRIB_DPL, ATTRIB_MASK, NORMALISED
 from qmpfilter.svm.svm2 import Svm2State, Validity
 from qmpfilter.svm.view import View
 from qmpfilter.svm.vmcb import CONTROL, CONTROL_SIZE, PAGE_SIZE, SAVE, SAVE_OFFSET, MiscCtl
+from qmpfilter.value_class import value_class
 from qmpfilter.wire import cpu
 
 __all__ = ["Downgrade", "to_legacy"]
@@ -34,7 +34,7 @@ __all__ = ["Downgrade", "to_legacy"]
 _PAGE_MASK: Final = ~(PAGE_SIZE - 1)
 
 
-@record
+@value_class
 class Downgrade:
     """What became of one vCPU's svm2 state.
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection
 from enum import Enum
 from typing import Final, NamedTuple
 
-from qmpfilter.record import record
 from qmpfilter.svm.legacy import FORMAT_SVM, FORMAT_VMX, SIZE_L1, SIZE_L2, SVM_FLAGS, Era, LegacyState
 from qmpfilter.svm.view import View
 from qmpfilter.svm.vmcb import (
@@ -26,6 +25,7 @@ from qmpfilter.svm.vmcb import (
     MiscCtl,
     MiscCtl2,
 )
+from qmpfilter.value_class import value_class
 from qmpfilter.wire import cpu
 
 __all__ = ["RULES", "Finding", "Rule", "Severity", "broken", "examine", "judge"]
@@ -65,7 +65,7 @@ class Severity(Enum):
     """Legal, but something is lost or cannot be verified, as it is without a filter."""
 
 
-@record
+@value_class
 class Finding:
     """One thing found.
 

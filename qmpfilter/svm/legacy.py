@@ -15,8 +15,8 @@ from enum import Enum, IntFlag
 from typing import Final
 
 from qmpfilter.errors import BugError
-from qmpfilter.record import record
 from qmpfilter.svm.vmcb import CONTROL_SIZE, PAGE_SIZE, SAVE, SAVE_OFFSET, SAVE_SIZE, named_bits, save_fields
+from qmpfilter.value_class import value_class
 from qmpfilter.wire import cpu
 
 __all__ = [
@@ -89,7 +89,7 @@ class Era(Enum):
     """No page, or one that neither rule fits."""
 
 
-@record
+@value_class
 class LegacyState:
     """One vCPU's nested state as it travels; nothing is checked here, see :mod:`qmpfilter.svm.findings`.
 

@@ -17,8 +17,8 @@ from typing import Final, NamedTuple
 
 from qmpfilter.errors import BugError
 from qmpfilter.layout import Layout
-from qmpfilter.record import record
 from qmpfilter.svm.segment import ATTRIB_DPL, ATTRIB_MASK, NORMALISED, attrib_to_flags, flags_to_attrib
+from qmpfilter.value_class import value_class
 from qmpfilter.wire import cpu
 
 __all__ = ["SECTION", "SUBSECTIONS", "Confidence", "FieldFinding", "HeldApart", "Move", "Row", "moves"]
@@ -43,7 +43,7 @@ class Confidence(Enum):
     """Not carried, and nothing tells what it was."""
 
 
-@record
+@value_class
 class FieldFinding:
     """How exact one field of a conversion's result is.
 

@@ -23,8 +23,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from qmpfilter.record import record
 from qmpfilter.svm.vmcb import SAVE
+from qmpfilter.value_class import value_class
 from qmpfilter.wire import cpu
 
 __all__ = [
@@ -72,7 +72,7 @@ def flags_to_attrib(flags: int) -> int:
     return flags >> 8 & 0xFF | flags >> 12 & 0xF00
 
 
-@record
+@value_class
 class Segment:
     """One segment register as the VMCB holds it.
 

@@ -14,9 +14,9 @@ from enum import IntEnum, IntFlag
 from typing import Final
 
 from qmpfilter.errors import BugError
-from qmpfilter.record import record
 from qmpfilter.svm.legacy import StateFlags
 from qmpfilter.svm.vmcb import CONTROL_SIZE, PAGE_SIZE, SAVE_SIZE
+from qmpfilter.value_class import value_class
 
 __all__ = [
     "FLAG_BITS",
@@ -77,7 +77,7 @@ class Producer(IntEnum):
     LINUX = 2
 
 
-@record
+@value_class
 class L1Visible:
     """L1's registers as L1 would read them."""
 
@@ -88,7 +88,7 @@ class L1Visible:
     pat: int
 
 
-@record
+@value_class
 class Svm2State:
     """The nested state of one vCPU that is in L2.
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
-from qmpfilter.record import record
 from qmpfilter.svm.legacy import LegacyState
 from qmpfilter.svm.section import CpuSection
 from qmpfilter.svm.view import View
+from qmpfilter.value_class import value_class
 from qmpfilter.verdict.attempt import Attempt
 from qmpfilter.verdict.checks import applicable
 from qmpfilter.verdict.facts import HostFacts
@@ -89,7 +89,7 @@ class Reason(NamedTuple):
         return tuple(sorted(self.lacked))
 
 
-@record
+@value_class
 class Verdict:
     """The answer for one vCPU.
 

@@ -18,7 +18,7 @@ import enum
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from qmpfilter.record import record
+from qmpfilter.value_class import value_class
 from qmpfilter.wire.framing import Command, SectionType
 from qmpfilter.wire.vmdesc import VmDescription
 from qmpfilter.wire.vmsd import SubsectionAt
@@ -83,7 +83,7 @@ class PackageEnd:
     raw: bytes = b""
 
 
-@record
+@value_class
 class IterableStart:
     """The header of a START, PART or END section."""
 
@@ -116,7 +116,7 @@ class RamBlocks:
     blocks: tuple[RamBlock, ...]
 
 
-@record
+@value_class
 class RamRecords:
     """A stretch of RAM records of one block, with their number by kind.
 
@@ -143,7 +143,7 @@ class IterableData:
     idstr: str
 
 
-@record
+@value_class
 class IterableEnd:
     """The footer of a START, PART or END section."""
 
@@ -161,7 +161,7 @@ class DelimitedBy(enum.Enum):
     FOOTER = "footer"
 
 
-@record
+@value_class
 class DeviceSection:
     """A whole FULL section from its type byte to the end of its footer.
 
@@ -185,7 +185,7 @@ class DeviceSection:
         return next((sub for sub in self.subsections if sub.name == name), None)
 
 
-@record
+@value_class
 class SectionsHeld:
     """Sections whose ends are not known yet begin with `ahead`, in which no vCPU's section and no EOF begins,
     whatever divides it; told once, before vmdesc is read, and stands for no bytes.
@@ -198,7 +198,7 @@ class SectionsHeld:
     raw: bytes = b""
 
 
-@record
+@value_class
 class SectionsEnd:
     """The EOF byte after the last section: the commit point."""
 
@@ -206,7 +206,7 @@ class SectionsEnd:
     raw: bytes
 
 
-@record
+@value_class
 class VmDescriptionReceived:
     """The vmdesc, against which every device section was checked before this event was told."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from qmpfilter.record import record
+from qmpfilter.value_class import value_class
 from qmpfilter.wire.framing import BE32, COMMAND_HEADER, COMMAND_LENGTHS, Command, SectionType
 from qmpfilter.wire.names import is_name
 
@@ -18,7 +18,7 @@ __all__ = ["SectionHeader", "footer", "footer_candidates", "is_incomplete", "nex
 _MAX_VERSION: Final = 1000
 
 
-@record
+@value_class
 class SectionHeader:
     """The header of a START or FULL section; `size` bytes from its type byte to its body."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from qmpfilter.errors import BugError, LayoutError
-from qmpfilter.record import record
+from qmpfilter.value_class import value_class
 from qmpfilter.wire.vmdesc_entry import DeviceEntry, Shape, decode, from_json
 
 __all__ = ["Device", "Splice", "Token", "VmDescription", "shape_of", "splice", "tokenize"]
@@ -49,7 +49,7 @@ _TOKEN: Final = re.compile(
 )
 
 
-@record
+@value_class
 class Device:
     """One entry of `devices`: a FULL section, in the order of the stream.
 
@@ -200,7 +200,7 @@ class _Parser:
         end = self._last_end
         try:
             return self._device(from_json(value), start, end)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             found = self._text[start : start + _SHOWN]
             raise LayoutError(self._offset + start, f"a device in vmdesc ({error})", found) from None
 

@@ -112,6 +112,7 @@ def from_json(value: object) -> DeviceEntry:
     """The same from what JSON was decoded to.
 
     :raises ValueError: it is not such an object
+    :raises RecursionError: it is nested too deep
     """
     return msgspec.convert(value, DeviceEntry)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from qmpfilter.layout import Layout
-from qmpfilter.record import record
+from qmpfilter.value_class import value_class
 
 __all__ = ["Subsection", "SubsectionAt", "Vmsd", "header_size"]
 
@@ -57,7 +57,7 @@ class Vmsd:
     binding: bool = False
 
 
-@record
+@value_class
 class SubsectionAt:
     """Where a subsection stands in a section: `start` is its type byte, `payload` its first field,
     `end` the byte after its fields and all its children; counted from the start of the section."""

@@ -214,6 +214,14 @@ def test_no_device(entry: Entry, expected: str, behind: bytes) -> None:
         VmDescription.parse(text, 500)
 
 
+@pytest.mark.parametrize("levels", [33, 100, 200, 300, 400, 450, 490, 600, 5000])
+def test_deeply_nested_subsections_are_refused(levels: int) -> None:
+    one = b'{"vmsd_name": "x", "version": 1, "subsections": ['
+    entry = b'{"name": "x", "instance_id": 0, "subsections": [' + one * levels + b"]}" * levels + b"]}"
+    with raises_at(LayoutError, 500 + len(BEFORE), "vmdesc"):
+        VmDescription.parse(BEFORE + entry + b"]}", 500)
+
+
 @pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a":' * 100_000, b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}"])
 def test_deep_nesting_is_refused(text: bytes) -> None:
     with pytest.raises(LayoutError) as caught:

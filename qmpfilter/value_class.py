@@ -6,13 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeVar, dataclass_transform
 
-__all__ = ["record"]
+__all__ = ["value_class"]
 
 _T = TypeVar("_T")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def record(cls: type[_T]) -> type[_T]:
+def value_class(cls: type[_T]) -> type[_T]:
     """Make a class a dataclass with slots that nobody may change.
 
     That is for the type checker to see. At run time nothing stops whoever tries: a frozen dataclass sets its fields
