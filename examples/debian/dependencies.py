@@ -3,7 +3,7 @@
 
 ``python dependencies.py ROOT copy DIRECTORY DOC`` copies what not every release has in a version that will do into
 DIRECTORY, from where this Python imports it, and its licences into DOC; ``compiled`` instead of ``copy`` fetches what
-is compiled, for the Python of each release. ``python dependencies.py ROOT NAME`` prints what follows ``Depends:`` or
+is compiled, for each Python. ``python dependencies.py ROOT NAME`` prints what follows ``Depends:`` or
 ``Suggests:`` in the control file.
 """
 
@@ -24,9 +24,9 @@ from tempfile import TemporaryDirectory
 DEBIAN = {"click": "python3-click", "rich": "python3-rich"}
 # Bookworm's construct is too old, and neither has qemu.qmp.
 COPIED = ("construct", "qemu.qmp")
-# Bookworm has it not at all; compiled for one Python, and those of the releases are these.
+# Bookworm has it not at all; compiled for one Python, and these are those that setup.cfg allows.
 COMPILED = ("msgspec",)
-PYTHONS = ("3.11", "3.13")
+PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux2014_x86_64")
 FETCH_SECONDS = 120.0
 # Tools for a person, which want more libraries, and what is under GPL-2 alone.

@@ -3,7 +3,7 @@
 
 It is the only place where the sizes of device sections stand. The text is kept as it came and is
 edited by splicing at recorded offsets, never by way of what it was decoded to: keys may repeat inside
-one object, and only what sizes need is decoded at all (:mod:`qmpfilter.wire.vmdesc_entry`).
+one object, and only what sizes need is kept (:mod:`qmpfilter.wire.vmdesc_entry`).
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ class _Parser:
             device = numbered and self._repeated(numbered)
             if device is None:
                 device = self._quickly(numbered) or self._thoroughly(at)
-                if numbered is not None:
+                # A key may come again, and the last one counts.
+                if numbered is not None and (device.name, device.instance_id) == (numbered[1], int(numbered[2])):
                     self._remember(device, numbered.end())
             found.append(device)
             if self._chars.startswith(", {", device.end):
@@ -229,7 +230,7 @@ class _Parser:
         return value, self._space(self._last_end)
 
     def _count(self, start: int, end: int) -> None:
-        """Count the marks of what is about to be decoded, each once.
+        """Count the marks of what is about to be decoded to objects and lists of any kind, each once.
 
         :raises LayoutError: decoded, the text would take up much more memory than any real one of its length
         """

@@ -91,9 +91,10 @@ class DeviceEntry(msgspec.Struct, frozen=True, gc=False):
         """How the section is divided.
 
         :param body: where the section's fields begin; where they end is in the same count
+        :raises ValueError: subsections that are nested too deep
         """
         end = body + _fields_size(self.fields)
-        return end, tuple(_placed(self.subsections, end))
+        return end, tuple(_placed(self.subsections, end, 0))
 
 
 _DECODER: Final = msgspec.json.Decoder(DeviceEntry)
@@ -121,16 +122,21 @@ def _fields_size(fields: Iterable[FieldEntry]) -> int:
     return sum([field.size * field.array_len for field in fields])
 
 
-def _subsections_size(subsections: Iterable[SubsectionEntry], depth: int = 0) -> int:
+def _check(depth: int) -> None:
     if depth > _MAX_DEPTH:
         raise ValueError(f"subsections nested more than {_MAX_DEPTH} deep")
+
+
+def _subsections_size(subsections: Iterable[SubsectionEntry], depth: int = 0) -> int:
+    _check(depth)
     return sum(
         header_size(sub.name) + _fields_size(sub.fields) + _subsections_size(sub.subsections, depth + 1)
         for sub in subsections
     )
 
 
-def _placed(subsections: Iterable[SubsectionEntry], at: int) -> Iterator[SubsectionAt]:
+def _placed(subsections: Iterable[SubsectionEntry], at: int, depth: int) -> Iterator[SubsectionAt]:
+    _check(depth)
     for sub in subsections:
         payload = at + header_size(sub.name)
         fields_end = payload
@@ -140,9 +146,10 @@ def _placed(subsections: Iterable[SubsectionEntry], at: int) -> Iterator[Subsect
             # A struct's subsections follow its fields and are counted in the field's size
             # (vmstate.c:356-411), so they stand at its end.
             if field.struct is not None:
-                children.extend(_placed(field.struct.subsections, fields_end + _fields_size(field.struct.fields)))
+                start = fields_end + _fields_size(field.struct.fields)
+                children.extend(_placed(field.struct.subsections, start, depth + 1))
             fields_end += size
-        children.extend(_placed(sub.subsections, fields_end))
+        children.extend(_placed(sub.subsections, fields_end, depth + 1))
         end = fields_end + _subsections_size(sub.subsections)
         yield SubsectionAt(sub.name, sub.version, at, payload, end, tuple(children))
         at = end

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import shutil
@@ -67,7 +68,8 @@ def _compiled() -> Path:
         argv = [sys.executable, *map(str, (FETCH, FETCH.parents[2], "compiled", directory, directory / "licences"))]
         subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, timeout=FETCH_SECONDS)
 
-    return cached(f"{COMPILED}-{distribution(COMPILED).version}", fetch)
+    digest = hashlib.sha256(FETCH.read_bytes()).hexdigest()[:8]
+    return cached(f"{COMPILED}-{distribution(COMPILED).version}-{digest}", fetch)
 
 
 def run_python(host: EmulatedHost, arguments: Sequence[str], files: Mapping[str, bytes], seconds: float) -> Result:

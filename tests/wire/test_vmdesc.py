@@ -222,6 +222,32 @@ def test_deeply_nested_subsections_are_refused(levels: int) -> None:
         VmDescription.parse(BEFORE + entry + b"]}", 500)
 
 
+@pytest.mark.parametrize("levels", [33, 50, 100, 500, 1500])
+@pytest.mark.parametrize(
+    ("inner", "end"),
+    [
+        (b'"subsections": [', b"]"),
+        (b'"fields": [{"size": 1, "struct": {"subsections": [', b"]}}]"),
+    ],
+    ids=["subsections", "structs"],
+)
+def test_what_tells_its_size_is_not_nested_without_end_either(levels: int, inner: bytes, end: bytes) -> None:
+    one = b'{"vmsd_name": "x", "version": 1, ' + inner
+    entry = (
+        b'{"name": "x", "instance_id": 0, "size": 5, "subsections": [' + one * levels + (end + b"}") * levels + b"]}"
+    )
+    with raises_at(LayoutError, 500, "vmdesc"):
+        (device,) = VmDescription.parse(BEFORE + entry + b"]}", 500 - len(BEFORE)).devices
+        shape_of(device, 17, 500)
+
+
+def test_an_instance_that_comes_again() -> None:
+    """What stands first is not what the text says in the end, and is no measure for the next one."""
+    entries = [b'{"name": "b", "instance_id": %d, "size": 1, "instance_id": 3}' % number for number in (7, 9)]
+    parsed = VmDescription.parse(BEFORE + b", ".join(entries) + b"]}")
+    assert [device.instance_id for device in parsed.devices] == [3, 3]
+
+
 @pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a":' * 100_000, b'{"a": ' + b"[" * 5000 + b"]" * 5000 + b"}"])
 def test_deep_nesting_is_refused(text: bytes) -> None:
     with pytest.raises(LayoutError) as caught:
