@@ -83,14 +83,8 @@ def copy(target: Path, doc: Path) -> None:
         found = distribution(name)
         for file in found.files or ():
             source = Path(str(found.locate_file(file)))
-            if file.name.startswith("LICEN") and not file.name.endswith("GPL2"):
-                place = doc / name / file.name
-            elif file.suffix == ".py" and file.name not in LEFT_OUT and file.parts[0] == name.partition(".")[0]:
-                place = target / file
-            else:
-                continue
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, place)
+            if (place := _place(file, name, target, doc)) is not None:
+                shutil.copyfile(source, place)
 
 
 def compiled(target: Path, doc: Path) -> None:
@@ -102,7 +96,8 @@ def compiled(target: Path, doc: Path) -> None:
                 (wheel,) = Path(directory).iterdir()
                 with zipfile.ZipFile(wheel) as files:
                     for member in files.namelist():
-                        _unpack(files, PurePosixPath(member), name, target, doc)
+                        if (place := _place(PurePosixPath(member), name, target, doc)) is not None:
+                            place.write_bytes(files.read(member))
 
 
 def _fetch(requirement: str, python: str, directory: Path) -> None:
@@ -115,15 +110,16 @@ def _fetch(requirement: str, python: str, directory: Path) -> None:
     )  # fmt: skip
 
 
-def _unpack(files: zipfile.ZipFile, member: PurePosixPath, name: str, target: Path, doc: Path) -> None:
-    if member.name.startswith("LICEN"):
-        place = doc / name / member.name
-    elif member.suffix in (".py", ".so") and member.parts[0] == name:
-        place = target / member
+def _place(file: PurePosixPath, name: str, target: Path, doc: Path) -> Path | None:
+    """Where a file of a distribution belongs, its directory made; None for what is left out."""
+    if file.name.startswith("LICEN") and not file.name.endswith("GPL2"):
+        place = doc / name / file.name
+    elif file.suffix in (".py", ".so") and file.name not in LEFT_OUT and file.parts[0] == name.partition(".")[0]:
+        place = target / file
     else:
-        return
+        return None
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_bytes(files.read(str(member)))
+    return place
 
 
 def _main(arguments: list[str]) -> None:

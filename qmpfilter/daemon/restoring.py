@@ -80,8 +80,10 @@ def _read(source: Source, gate: Gate, name: str, late: float) -> None:
     buffer = memoryview(bytearray(_BUFFER))
     try:
         while count := source.readinto(buffer):
-            for _ in gate.receive_data(buffer[:count]):
-                pass
+            data = buffer[:count]
+            if not gate.pass_pages(data):
+                for _ in gate.receive_data(data):
+                    pass
             if time.monotonic() > late:
                 raise DeadlineError(f"{name} could not be read within {_SECONDS:g} s, and is not checked")
         for _ in gate.receive_eof():

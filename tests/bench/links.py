@@ -125,6 +125,7 @@ def passed(link: Link, between: Sequence[str], stream: Stream) -> Passed:
     :raises RuntimeError: not all of it came out
     """
     if not between:
+        # What does nothing is measured as what does something is.
         link, between = link._replace(here=link.there), ["true"]
     told, tell = os.pipe()
     with parse_address(link.there).listen() as listener:
