@@ -150,6 +150,11 @@ class Fuse:
         """Go on as if nothing had been."""
         self._released.set()
 
+    def wait_until_reached(self) -> None:
+        """The relay stands at the point: it has connected onward, and read all that comes before."""
+        assert self.reached.wait(SECONDS)
+        self.wait_until_read()
+
     def wait_until_read(self) -> None:
         """All that was sent on has been read."""
         onward = self._ends[1]

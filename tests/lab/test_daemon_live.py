@@ -74,7 +74,7 @@ def stopped_at(rig: Rig, point: Point, *, silent: bool = False) -> Iterator[Fuse
     fuse = Fuse(rig.address.parent, rig.address, point, silent=silent)
     try:
         rig.source.qmp.command("migrate", uri=f"unix:{fuse.address}")
-        assert fuse.reached.wait(SECONDS)
+        fuse.wait_until_reached()
         time.sleep(SETTLING)
         yield fuse
     finally:

@@ -95,10 +95,9 @@ def test_row(row: Row, pair: Pair) -> None:
         fuse = Fuse(directory, relay.address, point, silent=row.point is Point.AFTER)
         try:
             source.qmp.command("migrate", uri=f"unix:{fuse.address}")
-            assert fuse.reached.wait(SECONDS)
+            fuse.wait_until_reached()
             if frozen:
                 # What is on its way to a destination that reads no more has to fit into buffers.
-                fuse.wait_until_read()
                 time.sleep(SETTLING)
                 freeze(destination)
                 fuse.release()
@@ -113,7 +112,7 @@ def test_row(row: Row, pair: Pair) -> None:
                 fuse.release()
             if row.outcome is not None:
                 report = relay.report()
-                assert (report["outcome"], bool(report["reason"])) == (row.outcome, row.outcome != "completed")
+                assert (report["outcome"], bool(report["reason"])) == (row.outcome, row.outcome != "completed"), report
             wait_until(lambda: settled(row, pair), SECONDS, f"who runs the guest after {row}", 0.1)
         finally:
             fuse.close()
