@@ -5,8 +5,9 @@ A guest of 2 GiB, half of which is full, goes from one QEMU to the next: directl
 1 MiB, and through `qmpfilter relay`, in turns. The times are QEMU's own (query-migrate). First as fast as QEMU does
 it by default, 128 MiB/s; then as fast as it can. Then both QEMUs keep all processors busy, and what stands between
 them takes its time from theirs: socat, which only copies, shows how much of that no program avoids, and the processor
-seconds tell who took what. The guest runs under TCG, so no vCPU of it is in L2 for KVM; what converting costs is in
-:mod:`tests.bench.relay_tail`.
+seconds tell who took what. Last with multifd, where the guest's memory goes through channels of its own, which the
+relay does not read. Of total times the best counts: on a machine that others share, most of a median is theirs. The
+guest runs under TCG, so no vCPU of it is in L2 for KVM; what converting costs is in :mod:`tests.bench.relay_tail`.
 """
 
 from __future__ import annotations
@@ -44,18 +45,26 @@ _WAYS: Final = (_DIRECT, _PEER, _OURS)
 
 
 class _Pace(NamedTuple):
-    """How fast a migration may go.
+    """How fast a migration may go, and how.
 
     :param bandwidth: bytes a second
     :param rounds: of all ways
+    :param channels: of multifd, or 0
     """
 
     name: str
     bandwidth: int
     rounds: int
+    channels: int = 0
+    ways: tuple[str, ...] = _WAYS
 
 
-_PACES: Final = (_Pace("128 MiB/s, QEMU's default", 128 << 20, 2), _Pace("as fast as it can", 64 << 30, 7))
+_PACES: Final = (
+    _Pace("128 MiB/s, QEMU's default", 128 << 20, 2),
+    _Pace("as fast as it can", 64 << 30, 7),
+    # The last: a QEMU keeps its capabilities for the next turn. The peer takes one connection.
+    _Pace("multifd, as fast as it can", 64 << 30, 5, channels=2, ways=(_DIRECT, _OURS)),
+)
 
 
 class _Took(NamedTuple):
@@ -90,13 +99,13 @@ def run() -> bool:
         turn = 0
         good = True
         for pace in _PACES:
-            taken: dict[str, list[_Took]] = {way: [] for way in _WAYS}
+            taken: dict[str, list[_Took]] = {way: [] for way in pace.ways}
             # The first one is to fill caches.
-            for way in ("", *_WAYS * pace.rounds):
+            for way in ("", *pace.ways * pace.rounds):
                 turn += 1
                 there = running.enter_context(machine(directory, f"vm{turn}", incoming=True, memory=_MEMORY_MIB))
                 _give_way(there)
-                took = _migrated(directory, here, there, turn, way or _DIRECT, pace.bandwidth)
+                took = _migrated(directory, here, there, turn, way or _DIRECT, pace)
                 if way:
                     taken[way].append(took)
                 there.wait_for_rounds({0: here.progress().rounds[0][-1]})
@@ -112,10 +121,12 @@ def _give_way(guest: Machine) -> None:
         os.setpriority(os.PRIO_PROCESS, vcpu, _LAST)
 
 
-def _migrated(directory: Path, here: Machine, there: Machine, turn: int, way: str, bandwidth: int) -> _Took:
+def _migrated(directory: Path, here: Machine, there: Machine, turn: int, way: str, pace: _Pace) -> _Took:
     incoming = f"incoming{turn}"
     for end in (here, there):
-        end.configure(["return-path", "events"], {"max_bandwidth": bandwidth})
+        end.configure(["return-path", "events"], {"max_bandwidth": pace.bandwidth})
+        if pace.channels:
+            end.configure(["multifd"], {"multifd_channels": pace.channels})
     there.qmp.command("migrate-incoming", uri=f"unix:{directory / incoming}")
     if way == _DIRECT:
         return _completed(here, there, directory / incoming, None)
@@ -168,15 +179,16 @@ def _told(taken: dict[str, list[_Took]], pace: _Pace) -> bool:
         way: _Took(*(statistics.median(column) for column in zip(*passes, strict=True)))
         for way, passes in taken.items()
     }
-    direct, peer, ours = (median[way] for way in _WAYS)
+    best = {way: min(took.total for took in passes) for way, passes in taken.items()}
     print(f"QEMU to QEMU, {pace.name}; guest of {_MEMORY_MIB} MiB, {_FULL_MIB} MiB of it full, "
-          f"medians of {pace.rounds} in turns:")  # fmt: skip
+          f"best total and medians of {pace.rounds} in turns:")  # fmt: skip
     for way, took in median.items():
-        print(f"  {way:<23} {took.total:6.0f} ms, downtime {took.downtime:4.0f} ms, processor seconds: "
-              f"QEMUs {took.ends:.2f}, between {took.between:.2f}")  # fmt: skip
-    ratio, peers = ours.total / direct.total, peer.total / direct.total
-    more = ours.downtime - direct.downtime
-    print(f"  ratio of total time {ratio:.2f}  (wanted: {_WANTED_RATIO} or less); socat's {peers:.2f}")
-    print(f"  more downtime {more:.0f} ms  (wanted: {_WANTED_MORE_DOWNTIME:.0f} or less); "
-          f"socat's {peer.downtime - direct.downtime:.0f} ms")  # fmt: skip
-    return ratio <= _WANTED_RATIO and more <= _WANTED_MORE_DOWNTIME
+        print(f"  {way:<23} {best[way]:6.0f} ms, median {took.total:6.0f} ms, downtime {took.downtime:4.0f} ms, "
+              f"processor seconds: QEMUs {took.ends:.2f}, between {took.between:.2f}")  # fmt: skip
+    ratio = {way: total / best[_DIRECT] for way, total in best.items()}
+    more = {way: took.downtime - median[_DIRECT].downtime for way, took in median.items()}
+    if _PEER in best:
+        print(f"  ratio of total time to directly {ratio[_PEER]:.2f}, more downtime {more[_PEER]:.0f} ms: {PEER}")
+    print(f"  ratio of total time to directly {ratio[_OURS]:.2f}, more downtime {more[_OURS]:.0f} ms  "
+          f"(wanted: {_WANTED_RATIO} and {_WANTED_MORE_DOWNTIME:.0f} ms or less)")  # fmt: skip
+    return ratio[_OURS] <= _WANTED_RATIO and more[_OURS] <= _WANTED_MORE_DOWNTIME
