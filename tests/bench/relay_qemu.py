@@ -60,7 +60,7 @@ class _Pace(NamedTuple):
 
 
 _PACES: Final = (
-    _Pace("128 MiB/s, QEMU's default", 128 << 20, 2),
+    _Pace("128 MiB/s, QEMU's default", 128 << 20, 4),
     _Pace("as fast as it can", 64 << 30, 7),
     # The last: a QEMU keeps its capabilities for the next turn. The peer takes one connection.
     _Pace("multifd, as fast as it can", 64 << 30, 5, channels=2, ways=(_DIRECT, _OURS)),

@@ -172,6 +172,7 @@ def test_a_report_that_cannot_be_written_is_told_before_it_listens(
         (["nowhere", "unix:/a"], "'nowhere' is not an address that can be relayed: tcp:HOST:PORT or unix:PATH is"),
         (["unix:/a", "unix:/b", "--deadline", "idle=never"], "NAME=SECONDS"),
         (["unix:/a", "unix:/b", "--deadline", "lunch=3"], "one of source, connect"),
+        (["unix:/a", "unix:/b", "--disks"], 'CONNECT has to be "original"'),
         (["unix:/a", "unix:/b", "--mode", "native"], "announce"),
         (["unix:/a", "unix:/b", "--host", "/nowhere"], "/nowhere: No such file"),
         (["unix:/a", "unix:/b", "--host", "/dev/null"], "/dev/null: not a file of host facts"),

@@ -112,7 +112,9 @@ def test_row(row: Row, pair: Pair) -> None:
                 fuse.release()
             if row.outcome is not None:
                 report = relay.report()
-                assert (report["outcome"], bool(report["reason"])) == (row.outcome, row.outcome != "completed"), report
+                assert (report["outcome"], bool(report["reason"])) == (row.outcome, row.outcome != "completed"), (
+                    report
+                )
             wait_until(lambda: settled(row, pair), SECONDS, f"who runs the guest after {row}", 0.1)
         finally:
             fuse.close()
