@@ -50,6 +50,7 @@ class _Pace(NamedTuple):
     :param bandwidth: bytes a second
     :param rounds: of all ways
     :param channels: of multifd, or 0
+    :param ways: that are compared
     """
 
     name: str

@@ -125,7 +125,7 @@ class Fuse:
 
     def __init__(self, directory: Path, onward: Path, point: Point, *, silent: bool = False) -> None:
         self.address = directory / "fuse"
-        self.reached = threading.Event()
+        self._reached = threading.Event()
         self.emptied = threading.Event()
         self._point = point
         self._silent = silent
@@ -152,7 +152,7 @@ class Fuse:
 
     def wait_until_reached(self) -> None:
         """The relay stands at the point: it has connected onward, and read all that comes before."""
-        assert self.reached.wait(SECONDS)
+        assert self._reached.wait(SECONDS)
         self.wait_until_read()
 
     def wait_until_read(self) -> None:
@@ -189,11 +189,11 @@ class Fuse:
 
     def _pass(self, destination: socket.socket, event: Event, state: State) -> None:
         before = self._split(event, state)
-        if before is None or self.reached.is_set():
+        if before is None or self._reached.is_set():
             destination.sendall(event.raw)
             return
         destination.sendall(event.raw[:before])
-        self.reached.set()
+        self._reached.set()
         self._released.wait()
         destination.sendall(event.raw[before:])
 
@@ -217,7 +217,7 @@ class Fuse:
     def _backward(self, destination: socket.socket, source: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := destination.recv(BUFFER):
-                if self._silent and self.reached.is_set():
+                if self._silent and self._reached.is_set():
                     self._released.wait()
                 source.sendall(data)
             source.shutdown(socket.SHUT_WR)
